@@ -1,0 +1,51 @@
+/*-------------------------------------------------------------------------
+ *
+ * announce.h
+ *	  Tells the publish sweep which transactions may still commit messages
+ *	  below its position, and wakes it when they end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_ANNOUNCE_H
+#define OUTBOX_ANNOUNCE_H
+
+#include "message_id.h"
+#include "outbox.h"
+
+/* Registers the transaction callbacks; from _PG_init, once */
+extern void announce_init(void);
+
+/*
+ * Announces that this transaction will write messages.  To be called before
+ * it takes its first id; later calls cost nothing.  Returns the clock it
+ * announced.  Raises ERROR like outbox_my_database.
+ */
+extern MessageClock announce_transaction(void);
+
+/* Remembers an id that was taken, for the range of a prepared transaction */
+extern void announce_id(const pg_uuid_t *id);
+
+/* Makes the commit of this transaction wake the workers of this database */
+extern void announce_wake_at_commit(void);
+
+/* COMMIT PREPARED has ended: raises the generation, wakes the publisher */
+extern void announce_wake_now(void);
+
+/* A transaction that may commit messages with ids at or above its clock */
+typedef struct OpenTransaction
+{
+	int			slot;			/* in OutboxShared.announcements */
+	MessageClock clock;
+	pid_t		pid;
+	TimestampTz xact_start;
+} OpenTransaction;
+
+/*
+ * Reads the announcements of this database into an array of
+ * OutboxShared.nannouncements elements; returns how many.  Full barrier
+ * before and after.  Called by the sweep between reading the clock and taking
+ * its snapshot.
+ */
+extern int	announce_read(OpenTransaction *open);
+
+#endif							/* OUTBOX_ANNOUNCE_H */

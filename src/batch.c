@@ -1,0 +1,345 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.c
+ *	  Reads the messages of one publishing pass.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/uuid.h"
+
+#include "batch.h"
+#include "compat.h"
+#include "recovery.h"
+#include "topic_config.h"
+
+void
+batch_init(Batch *batch)
+{
+	memset(batch, 0, sizeof(Batch));
+	batch->context = AllocSetContextCreate(TopMemoryContext, "outbox batch",
+										   ALLOCSET_DEFAULT_SIZES);
+	batch->messages = MemoryContextAlloc(TopMemoryContext,
+										 BATCH_MESSAGES * sizeof(OutMessage));
+}
+
+static bool
+batch_is_full(const Batch *batch)
+{
+	return batch->n == BATCH_MESSAGES || batch->bytes >= BATCH_BYTES;
+}
+
+/* ---------------------------------------------------------------------
+ * From a row to a record
+ * --------------------------------------------------------------------- */
+
+static char *
+to_utf8(const char *text, int *len)
+{
+	char	   *utf8 = pg_server_to_any(text, *len, PG_UTF8);
+
+	if (utf8 != text)
+		*len = strlen(utf8);
+	return utf8;
+}
+
+static void
+add_header(BridgeRecord *record, int *allocated, const char *name,
+		   const char *value, int len)
+{
+	if (record->nheaders == *allocated)
+	{
+		*allocated = Max(8, *allocated * 2);
+		record->headers = record->headers == NULL ?
+			palloc(*allocated * sizeof(BridgeHeader)) :
+			repalloc(record->headers, *allocated * sizeof(BridgeHeader));
+	}
+	record->headers[record->nheaders].name = name;
+	record->headers[record->nheaders].value = value;
+	record->headers[record->nheaders++].len = len;
+}
+
+/* A scalar of the headers as the bytes that go out; NULL for null */
+static const char *
+header_value(const JsonbValue *value, int *len)
+{
+	char	   *text;
+
+	switch (value->type)
+	{
+		case jbvNull:
+			*len = 0;
+			return NULL;
+		case jbvString:
+			*len = value->val.string.len;
+			return to_utf8(pnstrdup(value->val.string.val, *len), len);
+		case jbvBool:
+			text = pstrdup(value->val.boolean ? "true" : "false");
+			break;
+		case jbvNumeric:
+			text = DatumGetCString(DirectFunctionCall1(numeric_out,
+													   NumericGetDatum(value->val.numeric)));
+			break;
+		default:
+			elog(ERROR, "unexpected type of a header's value: %d", value->type);
+	}
+	*len = strlen(text);
+	return text;
+}
+
+/* The application's headers; an array repeats one */
+static void
+add_application_headers(BridgeRecord *record, int *allocated, Jsonb *headers)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&headers->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	const char *name = "";
+
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+		{
+			int			len = value.val.string.len;
+
+			name = to_utf8(pnstrdup(value.val.string.val, len), &len);
+		}
+		else if (token == WJB_VALUE || token == WJB_ELEM)
+		{
+			int			len;
+			const char *bytes = header_value(&value, &len);
+
+			add_header(record, allocated, name, bytes, len);
+		}
+	}
+}
+
+static void
+fill_headers(BridgeRecord *record, const pg_uuid_t *id, const char *id_text, Jsonb *headers)
+{
+	const TopicConfig *config = topic_config_find(record->topic);
+	int			allocated = 0;
+
+	add_header(record, &allocated, "id", id_text, strlen(id_text));
+	if (config != NULL)
+	{
+		char	   *correlation = palloc(UUID_LEN);
+		char	   *reply_topic = pstrdup(config->result_topic);
+
+		memcpy(correlation, id->data, UUID_LEN);
+		add_header(record, &allocated, "kafka_correlationId", correlation, UUID_LEN);
+		add_header(record, &allocated, "kafka_replyTopic", reply_topic, strlen(reply_topic));
+	}
+	if (headers != NULL)
+		add_application_headers(record, &allocated, headers);
+}
+
+/* Fills the record in the batch's context */
+static void
+fill_record(OutMessage *message, const LogRow *row)
+{
+	BridgeRecord *record = &message->record;
+	TupleTableSlot *slot = row->slot;
+	Jsonb	   *headers = NULL;
+	char	   *id_text = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&row->id)));
+
+	memset(record, 0, sizeof(BridgeRecord));
+	slot_getsomeattrs(slot, Anum_log_headers);
+	record->topic = pstrdup(row->topic);
+	if (slot->tts_isnull[Anum_log_key - 1])
+	{
+		record->key = id_text;
+		record->key_len = strlen(id_text);
+	}
+	else
+	{
+		char	   *key = TextDatumGetCString(slot->tts_values[Anum_log_key - 1]);
+
+		record->key_len = strlen(key);
+		record->key = to_utf8(key, &record->key_len);
+	}
+	if (!slot->tts_isnull[Anum_log_payload - 1])
+	{
+		bytea	   *payload = DatumGetByteaPCopy(slot->tts_values[Anum_log_payload - 1]);
+
+		record->value = VARDATA(payload);
+		record->value_len = VARSIZE(payload) - VARHDRSZ;
+	}
+	if (!slot->tts_isnull[Anum_log_headers - 1])
+		headers = DatumGetJsonbPCopy(slot->tts_values[Anum_log_headers - 1]);
+	fill_headers(record, &row->id, id_text, headers);
+}
+
+static void
+batch_add(Batch *batch, const LogRow *row, MessageSource source)
+{
+	OutMessage *message = &batch->messages[batch->n++];
+	MemoryContext old = MemoryContextSwitchTo(batch->context);
+
+	Assert(row->status == STATUS_NEW);
+	message->id = row->id;
+	message->clock = row->clock;
+	message->source = source;
+	message->attempts = row->attempts;
+	message->fate = FATE_OPEN;
+	message->class = OUTCOME_OK;
+	message->error = NULL;
+	fill_record(message, row);
+	batch->bytes += message->record.value_len + message->record.key_len +
+		OUTBOX_MESSAGE_OVERHEAD;
+	MemoryContextSwitchTo(old);
+}
+
+/* ---------------------------------------------------------------------
+ * The sources
+ * --------------------------------------------------------------------- */
+
+/*
+ * What outbox.delayed wants out.  A message the publish sweep is going to
+ * meet is left to it, and one of a held topic to that.
+ */
+static void
+read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
+{
+	int			n;
+	const Delayed *ready = recovery_ready(&n);
+	Delayed    *forget = palloc(Max(n, 1) * sizeof(Delayed));
+	int			nforget = 0;
+
+	for (int i = 0; i < n && !batch_is_full(batch); i++)
+	{
+		LogRow		row;
+		LogScan    *scan = log_fetch(&ready[i].id, snapshot, &row);
+		Held	   *held;
+
+		if (scan == NULL)
+			continue;
+		held = held_find(row.topic);
+		if (row.status == STATUS_NEW && !sweep_wants(sweep, row.lane, row.clock))
+		{
+			if (held == NULL || held->released)
+				batch_add(batch, &row, SOURCE_DELAYED);
+			else
+			{
+				held_pass_by(held, row.clock);
+				forget[nforget++] = ready[i];
+			}
+		}
+		log_scan_end(scan);
+	}
+
+	/* the mark that takes them over must be there when the rows are gone */
+	if (nforget > 0)
+	{
+		held_save();
+		recovery_forget(forget, nforget);
+	}
+}
+
+/*
+ * A held topic's own sweep, below the main one: a single message to probe it,
+ * then as many as half a batch.
+ */
+static void
+read_held(Batch *batch, const Sweep *sweep, Held *held, Snapshot snapshot)
+{
+	int			most = held->state == HELD_PROBING ? 1 : BATCH_MESSAGES / 2;
+	LogScan    *scan = log_scan_begin(held->cursor, snapshot);
+	LogRow		row;
+	int			rows = 0;
+	int			added = 0;
+
+	held->met = true;
+	held->upto = held->cursor;
+	while (log_scan_next(scan, &row) && row.clock < sweep_highest(sweep))
+	{
+		if (added == most || rows++ == CATCH_UP_ROWS || batch_is_full(batch))
+		{
+			held->met = false;
+			break;
+		}
+		held->upto = row.clock + 1;
+		if (row.status == STATUS_NEW && !sweep_wants(sweep, row.lane, row.clock) &&
+			strcmp(row.topic, held->topic) == 0)
+		{
+			batch_add(batch, &row, SOURCE_HELD);
+			held->found = ++added;
+		}
+	}
+	log_scan_end(scan);
+}
+
+static void
+read_all_held(Batch *batch, const Sweep *sweep, Snapshot snapshot)
+{
+	HeldIterator iterator = {0};
+	Held	   *held;
+
+	while ((held = held_next(&iterator)) != NULL)
+	{
+		held_begin_pass(held);
+		if (!held->released && held->state >= HELD_PROBING && !batch_is_full(batch))
+			read_held(batch, sweep, held, snapshot);
+	}
+}
+
+/*
+ * The publish sweep.  A held topic is passed by, unless its own sweep has come
+ * up to this one in this very pass: then its messages follow in order.
+ */
+static void
+read_sweep(Batch *batch, const Sweep *sweep, MessageClock from, Snapshot snapshot)
+{
+	LogScan    *scan = log_scan_begin(from, snapshot);
+	LogRow		row;
+
+	batch->upto = sweep->clock;
+	while (log_scan_next(scan, &row))
+	{
+		Held	   *held;
+
+		if (row.status != STATUS_NEW || !sweep_wants(sweep, row.lane, row.clock))
+			continue;
+		if (batch_is_full(batch))
+		{
+			batch->upto = row.clock;
+			break;
+		}
+		held = held_find(row.topic);
+		if (held == NULL || held->released ||
+			(held->met && held->state == HELD_CATCHING_UP))
+			batch_add(batch, &row, SOURCE_SWEEP);
+		else
+			held_pass_by(held, row.clock);
+	}
+	log_scan_end(scan);
+}
+
+void
+batch_read(Batch *batch, Sweep *sweep)
+{
+	MessageClock from;
+	Snapshot	snapshot;
+
+	MemoryContextReset(batch->context);
+	batch->n = 0;
+	batch->bytes = 0;
+
+	/* clock and announcements first, then the snapshot: see sweep.c */
+	from = sweep_begin_pass(sweep);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	snapshot = GetActiveSnapshot();
+	batch->flush = outbox_insert_end_lsn();
+
+	read_delayed(batch, sweep, snapshot);
+	read_all_held(batch, sweep, snapshot);
+	read_sweep(batch, sweep, from, snapshot);
+	PopActiveSnapshot();
+}

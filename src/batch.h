@@ -1,0 +1,80 @@
+/*-------------------------------------------------------------------------
+ *
+ * batch.h
+ *	  The messages of one publishing pass, from the log to their outcomes.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_BATCH_H
+#define OUTBOX_BATCH_H
+
+#include "access/xlogdefs.h"
+
+#include "held.h"
+#include "log_scan.h"
+#include "sweep.h"
+#include "worker.h"
+
+/* A batch ends at so many messages, or so many bytes */
+#define BATCH_MESSAGES	4000
+#define BATCH_BYTES		(4 * 1024 * 1024)
+
+/* Rows one pass looks at for a topic that catches up */
+#define CATCH_UP_ROWS	20000
+
+typedef enum MessageSource
+{
+	SOURCE_SWEEP,				/* the publish sweep */
+	SOURCE_HELD,				/* a held topic's own sweep */
+	SOURCE_DELAYED				/* outbox.delayed */
+} MessageSource;
+
+typedef enum Fate
+{
+	FATE_OPEN,					/* no outcome yet */
+	FATE_SENT,
+	FATE_DEAD,
+	FATE_ALONE,					/* to be sent again, by itself */
+	FATE_LEFT					/* stays NEW */
+} Fate;
+
+typedef struct OutMessage
+{
+	pg_uuid_t	id;
+	MessageClock clock;
+	MessageSource source;
+	int			attempts;
+	BridgeRecord record;
+	Fate		fate;
+	OutcomeClass class;
+	const char *error;			/* NULL, or the outcome's, with its detail */
+} OutMessage;
+
+typedef struct Batch
+{
+	MemoryContext context;		/* what the messages point to */
+	OutMessage *messages;		/* in the order of publishing */
+	int			n;
+	Size		bytes;
+	MessageClock upto;			/* where the publish sweep came to */
+	XLogRecPtr	flush;			/* what must be durable before they leave */
+} Batch;
+
+extern void batch_init(Batch *batch);
+
+/*
+ * Reads the next messages to publish.  In a transaction (SPI connected);
+ * takes its own snapshot.
+ */
+extern void batch_read(Batch *batch, Sweep *sweep);
+
+/*
+ * deliver.c: hands the batch to the bridge and waits until every message has
+ * its fate.  In no transaction.  Holds topics as the outcomes say.
+ */
+extern void batch_deliver(Batch *batch, Worker *worker);
+
+/* publisher.c: an event that isn't an outcome */
+extern void publisher_event(Worker *worker, const BridgeEvent *event);
+
+#endif							/* OUTBOX_BATCH_H */

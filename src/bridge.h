@@ -1,0 +1,214 @@
+/*-------------------------------------------------------------------------
+ *
+ * bridge.h
+ *	  The worker's end of the bridge, the child process that speaks Kafka.
+ *
+ * Everything here is called from a publisher or consumer process only.  No
+ * function blocks, none needs a transaction, and none raises an ERROR but
+ * for lack of memory and where its comment says so.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_BRIDGE_H
+#define OUTBOX_BRIDGE_H
+
+#include "kafka_config.h"
+
+typedef enum BridgeRole
+{
+	BRIDGE_PRODUCER = 'p',
+	BRIDGE_CONSUMER = 'c'
+} BridgeRole;
+
+/* What became of a record handed to the bridge; see doc/kafka-errors.md */
+typedef enum OutcomeClass
+{
+	OUTCOME_OK,					/* acknowledged by all in-sync replicas */
+	OUTCOME_RETRIABLE,			/* not or possibly sent: try again later */
+	OUTCOME_REJECTED,			/* this record can never be published */
+	OUTCOME_REQUEST_REJECTED,	/* its whole request was: try it alone */
+	OUTCOME_CORRUPT,			/* broker saw a bad checksum: alone, again */
+	OUTCOME_TOPIC_MISSING,
+	OUTCOME_TOPIC_DENIED,
+	OUTCOME_TOPIC_MISCONFIGURED,
+	OUTCOME_CLIENT_FINISHED,	/* the producer is unusable: a new bridge */
+	OUTCOME_UNKNOWN				/* any other error: try again later */
+} OutcomeClass;
+
+typedef enum OutcomePersisted
+{
+	PERSISTED_NOT,
+	PERSISTED_POSSIBLY,
+	PERSISTED_YES
+} OutcomePersisted;
+
+typedef struct BridgeHeader
+{
+	const char *name;			/* UTF-8, terminated by a zero byte */
+	const char *value;			/* NULL for a null header */
+	int			len;
+} BridgeHeader;
+
+/* A record on its way out (produce) or in (consume) */
+typedef struct BridgeRecord
+{
+	const char *topic;
+	const char *key;			/* NULL for none; need not be terminated */
+	int			key_len;
+	const char *value;			/* NULL for a tombstone */
+	int			value_len;
+	int			nheaders;
+	BridgeHeader *headers;
+	/* incoming records only */
+	int32		partition;
+	int64		offset;
+	int64		timestamp;		/* milliseconds since 1970, -1 if unknown */
+} BridgeRecord;
+
+typedef struct BridgeOutcome
+{
+	uint32		index;			/* as given to bridge_produce */
+	OutcomeClass class;
+	OutcomePersisted persisted;
+	int32		partition;		/* -1 if unknown */
+	int64		offset;			/* -1 if unknown */
+	const char *error;			/* librdkafka's name of the error, "" if OK */
+	const char *detail;			/* human-readable text, "" if OK */
+} BridgeOutcome;
+
+typedef enum BridgeEventType
+{
+	BRIDGE_READY,				/* the bridge answered the HELLO */
+	BRIDGE_OUTCOMES,			/* outcomes, noutcomes */
+	BRIDGE_BROKERS,				/* up, text (the reason when down) */
+	BRIDGE_TOPIC,				/* topic, class, error, text, partitions, ... */
+	BRIDGE_RECORD,				/* tag, record (consumer) */
+	BRIDGE_CAUGHT_UP,			/* tag, offset: end of the partition reached */
+	BRIDGE_PARTITION_ERROR,		/* tag, error_class, error, text, offset */
+	BRIDGE_WATERMARKS,			/* tag, low, high: answer to bridge_watch */
+	BRIDGE_ADMIN_DONE,			/* request, error ("" = created), text */
+	BRIDGE_LOG,					/* level (syslog 0..7), text */
+	BRIDGE_DIED					/* text: how; no event follows this one */
+} BridgeEventType;
+
+typedef enum PartitionErrorClass
+{
+	PARTITION_RETRYING,			/* internal or passing: nothing to do */
+	PARTITION_OFFSET_LOST,		/* the position is outside of the log */
+	PARTITION_TOPIC_MISSING,
+	PARTITION_TOPIC_DENIED,
+	PARTITION_UNREADABLE,		/* the record at offset can't be read */
+	PARTITION_CLIENT_FINISHED
+} PartitionErrorClass;
+
+/* All pointers are valid until the next call on the same bridge */
+typedef struct BridgeEvent
+{
+	BridgeEventType type;
+	int			noutcomes;
+	BridgeOutcome *outcomes;
+	bool		up;
+	const char *topic;
+	OutcomeClass topic_class;	/* OUTCOME_OK if the topic is usable */
+	int32		partitions;		/* -1 unknown */
+	int32		leaderless;		/* how many partitions have no leader */
+	int32		replication_factor; /* -1 unknown */
+	int32		min_insync_replicas;	/* -1 unknown */
+	uint32		tag;
+	BridgeRecord record;
+	PartitionErrorClass error_class;
+	int64		offset;
+	int64		low;
+	int64		high;
+	uint64		request;
+	int			level;
+	const char *error;
+	const char *text;
+} BridgeEvent;
+
+typedef struct Bridge Bridge;
+
+/*
+ * Starts the bridge program as a child of this process and queues HELLO with
+ * the properties; they are cleared from memory once sent.  Raises ERROR
+ * (external routine exception) if the program can't be started.
+ */
+extern Bridge *bridge_start(BridgeRole role, const KafkaProperty *properties,
+							int nproperties);
+
+/*
+ * Ends the bridge at once (SIGKILL), reaps it and frees everything.  Safe on
+ * NULL, after BRIDGE_DIED, and from a before_shmem_exit callback.
+ */
+extern void bridge_stop(Bridge *bridge);
+
+extern pid_t bridge_pid(const Bridge *bridge);
+extern pgsocket bridge_socket(const Bridge *bridge);
+
+/* Version of librdkafka as it said in READY, "" before that */
+extern const char *bridge_librdkafka_version(const Bridge *bridge);
+
+/* True while there is output that the socket didn't take yet */
+extern bool bridge_wants_write(const Bridge *bridge);
+
+/*
+ * Writes what the socket takes and reads what it holds, without blocking.
+ * Call it when the socket is readable or writable, or at any time.
+ */
+extern void bridge_pump(Bridge *bridge);
+
+/* Takes the next event off the input; false if there is none yet. */
+extern bool bridge_next_event(Bridge *bridge, BridgeEvent *event);
+
+/*
+ * Sends a PING when one is due and turns to BRIDGE_DIED (after SIGKILL) when
+ * one wasn't answered for 5 s.  busy: the worker waits for outcomes, so a
+ * ping is due every second rather than every ten.  Returns in how many
+ * milliseconds it wants to be called again.
+ */
+extern long bridge_watchdog(Bridge *bridge, bool busy);
+
+/*---- producer ----*/
+
+/*
+ * Queues a record under an index of the caller's choice, which must not be in
+ * use.  Everything is copied.  The order of calls is the order of production.
+ */
+extern void bridge_produce(Bridge *bridge, uint32 index, const BridgeRecord *record);
+
+/* Everything queued so far goes out now; call it after a batch's last record */
+extern void bridge_flush(Bridge *bridge);
+
+/* Gives up on all records without an outcome; their outcomes follow */
+extern void bridge_purge(Bridge *bridge);
+
+/* Bytes queued for the socket and not yet taken by it */
+extern size_t bridge_backlog(const Bridge *bridge);
+
+/* Asks for a BRIDGE_TOPIC event with fresh metadata (either role) */
+extern void bridge_ask_topic(Bridge *bridge, const char *topic);
+
+/*
+ * Creates a topic; BRIDGE_ADMIN_DONE with the same request number follows.
+ * partitions and replication_factor -1: the broker's default.
+ */
+extern void bridge_create_topic(Bridge *bridge, uint64 request, const char *topic,
+								int32 partitions, int32 replication_factor,
+								const KafkaProperty *config, int nconfig);
+
+/*---- consumer ----*/
+
+/* Queries the low and high watermark: BRIDGE_WATERMARKS or _PARTITION_ERROR */
+extern void bridge_watch(Bridge *bridge, uint32 tag, const char *topic, int32 partition);
+
+/*
+ * Reads a partition from an offset on.  The tag comes back in every event
+ * about it, so that what a stopped reading had still under way is told apart.
+ */
+extern void bridge_consume(Bridge *bridge, uint32 tag, const char *topic,
+						   int32 partition, int64 offset);
+
+/* Stops the reading with that tag; unknown tags are ignored */
+extern void bridge_unconsume(Bridge *bridge, uint32 tag);
+
+#endif							/* OUTBOX_BRIDGE_H */

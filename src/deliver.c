@@ -1,0 +1,237 @@
+/*-------------------------------------------------------------------------
+ *
+ * deliver.c
+ *	  Hands a batch to the bridge and decides what becomes of each message.
+ *
+ * The batch ends when every message has an outcome.  The bridge itself gives
+ * up on those it never sent and can't send now; after outbox.ack_timeout
+ * without any progress it is told to give up on all.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/memutils.h"
+
+#include "batch.h"
+
+/* How often a message is sent alone that arrives corrupt, before it is DEAD */
+#define CORRUPT_TRIES	3
+
+/* After a purge every outcome follows at once; or the bridge is replaced (ms) */
+#define PURGE_TIMEOUT	10000
+
+typedef struct Delivery
+{
+	Batch	   *batch;
+	Worker	   *worker;
+	int			open;			/* messages in the bridge */
+	bool		purged;
+	bool		client_finished;
+	TimestampTz deadline;
+} Delivery;
+
+static void
+extend_deadline(Delivery *delivery, int ms)
+{
+	delivery->deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+}
+
+static void
+hand_over(Delivery *delivery, int index)
+{
+	OutMessage *message = &delivery->batch->messages[index];
+
+	message->fate = FATE_OPEN;
+	bridge_produce(delivery->worker->bridge, index, &message->record);
+	delivery->open++;
+}
+
+/* The message stays NEW, and so do those of its topic that follow */
+static void
+leave_and_hold(OutMessage *message, const char *reason)
+{
+	Held	   *held = held_find(message->record.topic);
+
+	message->fate = FATE_LEFT;
+	if (held != NULL && !held->released && held->state == HELD_WAITING)
+		held_pass_by(held, message->clock);
+	else
+		held_hold(message->record.topic, message->clock, reason, message->error);
+}
+
+static const char *
+outcome_text(const Delivery *delivery, const BridgeOutcome *outcome)
+{
+	MemoryContext old;
+	const char *text;
+
+	if (outcome->class == OUTCOME_OK)
+		return NULL;
+	old = MemoryContextSwitchTo(delivery->batch->context);
+	if (delivery->purged && outcome->class == OUTCOME_RETRIABLE)
+		text = psprintf("no acknowledgement within %d ms", outbox_ack_timeout);
+	else
+		text = psprintf("%s: %s", outcome->error, outcome->detail);
+	MemoryContextSwitchTo(old);
+	return text;
+}
+
+static void
+settle(Delivery *delivery, const BridgeOutcome *outcome)
+{
+	OutMessage *message;
+
+	if (outcome->index >= delivery->batch->n ||
+		delivery->batch->messages[outcome->index].fate != FATE_OPEN)
+		elog(ERROR, "the bridge reported an outcome of message %u, which it does not have",
+			 outcome->index);
+	message = &delivery->batch->messages[outcome->index];
+	message->class = outcome->class;
+	message->error = outcome_text(delivery, outcome);
+	delivery->open--;
+
+	switch (outcome->class)
+	{
+		case OUTCOME_OK:
+			message->fate = FATE_SENT;
+			break;
+		case OUTCOME_REJECTED:
+			message->fate = FATE_DEAD;
+			break;
+		case OUTCOME_REQUEST_REJECTED:
+		case OUTCOME_CORRUPT:
+			message->fate = FATE_ALONE;
+			break;
+		case OUTCOME_TOPIC_MISSING:
+			leave_and_hold(message, "missing");
+			break;
+		case OUTCOME_TOPIC_DENIED:
+			leave_and_hold(message, "denied");
+			break;
+		case OUTCOME_TOPIC_MISCONFIGURED:
+			leave_and_hold(message, "misconfigured");
+			break;
+		case OUTCOME_CLIENT_FINISHED:
+			message->fate = FATE_LEFT;
+			delivery->client_finished = true;
+			break;
+		case OUTCOME_RETRIABLE:
+		case OUTCOME_UNKNOWN:
+			/* where no broker answers it isn't the topic's fault */
+			if (delivery->worker->brokers_up)
+				leave_and_hold(message, "failing");
+			else
+				message->fate = FATE_LEFT;
+			break;
+	}
+}
+
+/* Without a bridge, what has no outcome has none to come */
+static void
+leave_open(Delivery *delivery)
+{
+	for (int i = 0; i < delivery->batch->n; i++)
+	{
+		OutMessage *message = &delivery->batch->messages[i];
+
+		if (message->fate == FATE_OPEN || message->fate == FATE_ALONE)
+			message->fate = FATE_LEFT;
+	}
+	delivery->open = 0;
+}
+
+static void
+take_events(Delivery *delivery)
+{
+	BridgeEvent event;
+
+	while (worker_next_event(delivery->worker, &event))
+	{
+		if (event.type != BRIDGE_OUTCOMES)
+			publisher_event(delivery->worker, &event);
+		else
+		{
+			for (int i = 0; i < event.noutcomes; i++)
+				settle(delivery, &event.outcomes[i]);
+			if (!delivery->purged)
+				extend_deadline(delivery, outbox_ack_timeout);
+		}
+	}
+}
+
+/* Waits until every message in the bridge has an outcome, or the bridge died */
+static void
+await_outcomes(Delivery *delivery)
+{
+	Worker	   *worker = delivery->worker;
+
+	bridge_flush(worker->bridge);
+	delivery->purged = false;
+	extend_deadline(delivery, outbox_ack_timeout);
+	while (delivery->open > 0)
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+														   delivery->deadline);
+
+		if (left <= 0 && delivery->purged)
+			worker_bridge_drop(worker, "stopped: it gave no outcomes after a purge");
+		else if (left <= 0)
+		{
+			bridge_purge(worker->bridge);
+			delivery->purged = true;
+			extend_deadline(delivery, PURGE_TIMEOUT);
+			continue;
+		}
+		else
+			worker_wait(worker, left, true);
+		take_events(delivery);
+		if (worker->bridge == NULL)
+			leave_open(delivery);
+	}
+}
+
+/* Sends one message by itself; what its request was blamed for is its own now */
+static void
+deliver_alone(Delivery *delivery, int index)
+{
+	OutMessage *message = &delivery->batch->messages[index];
+	Held	   *held = held_find(message->record.topic);
+
+	/* one before it failed: it must not overtake that */
+	if (held != NULL && !held->released && held->state == HELD_WAITING)
+	{
+		held_pass_by(held, message->clock);
+		message->fate = FATE_LEFT;
+		return;
+	}
+	for (int tries = 0; tries < CORRUPT_TRIES && message->fate == FATE_ALONE; tries++)
+	{
+		hand_over(delivery, index);
+		await_outcomes(delivery);
+		if (message->fate == FATE_ALONE && message->class == OUTCOME_REQUEST_REJECTED)
+			break;
+	}
+	if (message->fate == FATE_ALONE)
+		message->fate = FATE_DEAD;
+}
+
+void
+batch_deliver(Batch *batch, Worker *worker)
+{
+	Delivery	delivery = {.batch = batch, .worker = worker};
+
+	for (int i = 0; i < batch->n; i++)
+		hand_over(&delivery, i);
+	await_outcomes(&delivery);
+
+	for (int i = 0; i < batch->n && worker->bridge != NULL; i++)
+	{
+		if (batch->messages[i].fate == FATE_ALONE)
+			deliver_alone(&delivery, i);
+	}
+	if (delivery.client_finished)
+		worker_bridge_drop(worker, "stopped after a fatal error of the Kafka client");
+	if (worker->bridge == NULL)
+		leave_open(&delivery);
+}

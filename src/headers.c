@@ -1,0 +1,108 @@
+/*-------------------------------------------------------------------------
+ *
+ * headers.c
+ *	  The headers that an application gives a message.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+
+#include "capture.h"
+#include "compat.h"
+
+static void check_name(const char *name, int len);
+static void check_value(JsonbIteratorToken token, JsonbValue *value, const char *name, int len);
+static void push_string(JsonbParseState **state, JsonbIteratorToken token, const char *string);
+
+static void
+check_name(const char *name, int len)
+{
+	if ((len == 2 && memcmp(name, "id", 2) == 0) ||
+		(len >= 6 && memcmp(name, "kafka_", 6) == 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_RESERVED_NAME),
+				 errmsg("header name \"%.*s\" is reserved", len, name),
+				 errdetail("\"id\" and names that begin with \"kafka_\" are written by the extension.")));
+}
+
+/* Is this a header's value, or an element of one that is an array? */
+static void
+check_value(JsonbIteratorToken token, JsonbValue *value, const char *name, int len)
+{
+	if (token != WJB_VALUE && token != WJB_ELEM)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value of header \"%.*s\"", len, name),
+				 errdetail("A header is a string, a number, a boolean or null, or an array of these.")));
+}
+
+void
+headers_check(Jsonb *headers)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	if (!JB_ROOT_IS_OBJECT(headers))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("headers must be a JSON object")));
+
+	iterator = JsonbIteratorInit(&headers->root);
+	(void) JsonbIteratorNext(&iterator, &value, false); /* WJB_BEGIN_OBJECT */
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) == WJB_KEY)
+	{
+		const char *name = value.val.string.val;
+		int			len = value.val.string.len;
+
+		check_name(name, len);
+		token = JsonbIteratorNext(&iterator, &value, false);
+		if (token != WJB_BEGIN_ARRAY)
+			check_value(token, &value, name, len);
+		else
+		{
+			while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_END_ARRAY)
+				check_value(token, &value, name, len);
+		}
+	}
+	Assert(token == WJB_END_OBJECT);
+}
+
+bool
+headers_have_op(Jsonb *headers)
+{
+	JsonbValue	value;
+
+	return getKeyJsonValueFromContainer(&headers->root, "op", 2, &value) != NULL;
+}
+
+static void
+push_string(JsonbParseState **state, JsonbIteratorToken token, const char *string)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = unconstify(char *, string);
+	value.val.string.len = strlen(string);
+	pushJsonbValue(state, token, &value);
+}
+
+Jsonb *
+headers_with_op(Jsonb *headers, const char *op)
+{
+	JsonbParseState *state = NULL;
+	Jsonb	   *with_op;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_string(&state, WJB_KEY, "op");
+	push_string(&state, WJB_VALUE, op);
+	with_op = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+	if (headers == NULL)
+		return with_op;
+	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat,
+											  JsonbPGetDatum(headers),
+											  JsonbPGetDatum(with_op)));
+}

@@ -1,0 +1,151 @@
+/*-------------------------------------------------------------------------
+ *
+ * log_append.c
+ *	  Appends a message to the log.
+ *
+ * This is the hot path of every capture, hence no executor and no catalog
+ * look-up: the row goes straight to the table's and the index's access method.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "executor/tuptable.h"
+#include "catalog/index.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "announce.h"
+#include "capture.h"
+#include "compat.h"
+#include "message_id.h"
+#include "outbox.h"
+#include "relation.h"
+
+/*
+ * Good for each segment, as they are all alike, and for the life of the
+ * session: the layout of the log changes with the version of the library only.
+ */
+static TupleTableSlot *log_slot = NULL;
+static IndexInfo *log_pkey_info = NULL;
+
+static void remember_layout(const OpenTable *segment);
+static void check_size(const NewMessage *message);
+static void fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment);
+
+void
+log_append_init(void)
+{
+	relation_init();
+}
+
+static void
+remember_layout(const OpenTable *segment)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "outbox log", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	TupleTableSlot *slot;
+
+	if (RelationGetNumberOfAttributes(segment->table) < Natts_log)
+		elog(ERROR, "table \"%s\" has %d columns, expected %d",
+			 RelationGetRelationName(segment->table),
+			 RelationGetNumberOfAttributes(segment->table), Natts_log);
+
+	log_pkey_info = BuildIndexInfo(segment->pkey);
+	slot = MakeTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(segment->table)),
+							  &TTSOpsVirtual);
+	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	MemoryContextSwitchTo(old);
+
+	MemoryContextSetParent(context, TopMemoryContext);
+	log_slot = slot;
+}
+
+static void
+check_size(const NewMessage *message)
+{
+	Size		payload = message->payload ? VARSIZE_ANY_EXHDR(message->payload) : 0;
+	Size		key = message->key ? message->key_len : 0;
+	Size		headers = message->headers ? VARSIZE_ANY_EXHDR(message->headers) : 0;
+	Size		total = payload + key + headers + OUTBOX_MESSAGE_OVERHEAD;
+
+	if (unlikely(total > (Size) outbox_max_message_bytes))
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("message for topic \"%s\" is too large", message->topic),
+				 errdetail("Payload %zu, key %zu, headers %zu and overhead %d bytes "
+						   "exceed outbox.max_message_bytes, which is %d.",
+						   payload, key, headers, OUTBOX_MESSAGE_OVERHEAD,
+						   outbox_max_message_bytes),
+				 errhint("Capture fewer columns, or raise outbox.max_message_bytes "
+						 "together with the broker's message.max.bytes.")));
+}
+
+static void
+fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment)
+{
+	Datum	   *values = log_slot->tts_values;
+	bool	   *isnull = log_slot->tts_isnull;
+	int			lane = message_lane(message->topic, message->topic_len,
+									message->key, message->key_len, id);
+
+#define SET(column, datum) \
+	(values[(column) - 1] = (datum), isnull[(column) - 1] = false)
+#define SET_OR_NULL(column, datum, null) \
+	(values[(column) - 1] = (datum), isnull[(column) - 1] = (null))
+
+	SET(Anum_log_id, UUIDPGetDatum(id));
+	SET(Anum_log_updated_at, TimestampTzGetDatum(message_id_timestamp(id)));
+	SET(Anum_log_attempts, Int32GetDatum(0));
+	SET(Anum_log_segment, Int16GetDatum(segment));
+	SET(Anum_log_lane, Int16GetDatum(lane));
+	SET(Anum_log_status, CharGetDatum(STATUS_NEW));
+	SET(Anum_log_topic,
+		PointerGetDatum(cstring_to_text_with_len(message->topic, message->topic_len)));
+	SET_OR_NULL(Anum_log_key,
+				message->key ? PointerGetDatum(cstring_to_text_with_len(message->key,
+																		message->key_len)) : 0,
+				message->key == NULL);
+	SET_OR_NULL(Anum_log_payload, PointerGetDatum(message->payload), message->payload == NULL);
+	SET_OR_NULL(Anum_log_headers, PointerGetDatum(message->headers), message->headers == NULL);
+
+#undef SET
+#undef SET_OR_NULL
+
+	ExecClearTuple(log_slot);
+	ExecStoreVirtualTuple(log_slot);
+}
+
+/*
+ * The segment is locked before its bit is set, so that whoever truncates it
+ * and clears the bit does so before us or after this transaction.  The id is
+ * taken last: what is in the log then is in the order of its insertion.
+ */
+void
+log_append(const NewMessage *message, pg_uuid_t *id)
+{
+	DatabaseSlot *database = outbox_my_database();
+	OpenTable	open;
+	uint32		segment;
+
+	check_size(message);
+	message_floor_ensure();
+	announce_transaction();
+
+	segment = pg_atomic_read_u32(&database->segment) % OUTBOX_SEGMENTS;
+	log_segment_open(segment, RowExclusiveLock, &open);
+	if (!(pg_atomic_read_u32(&database->segments_used) & segment_bit(segment)))
+		pg_atomic_fetch_or_u32(&database->segments_used, segment_bit(segment));
+	if (unlikely(log_slot == NULL))
+		remember_layout(&open);
+
+	message_id_generate(id, segment);
+	announce_id(id);
+	fill_slot(message, id, segment);
+	open_table_insert(&open, log_pkey_info, log_slot);
+	ExecClearTuple(log_slot);
+	open_table_close(&open);
+}

@@ -1,0 +1,249 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.c
+ *	  Initialisation of the library: settings and shared memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/shmem.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/varlena.h"
+
+#include "announce.h"
+#include "capture.h"
+#include "hooks.h"
+#include "kafka_config.h"
+#include "launcher.h"
+#include "outbox.h"
+
+PG_MODULE_MAGIC;
+
+PGDLLEXPORT void _PG_init(void);
+
+bool		outbox_enabled = true;
+char	   *outbox_databases = NULL;
+char	   *outbox_bootstrap_servers = NULL;
+char	   *outbox_kafka_config = NULL;
+char	   *outbox_kafka_secrets_file = NULL;
+int			outbox_ack_timeout = 10000;
+int			outbox_max_message_bytes = 1000000;
+
+OutboxShared *outbox_shared = NULL;
+
+static shmem_request_hook_type prev_shmem_request_hook = NULL;
+static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+
+static Size
+outbox_shmem_size(void)
+{
+	return add_size(offsetof(OutboxShared, announcements),
+					mul_size(MaxBackends, sizeof(Announcement)));
+}
+
+static void
+outbox_shmem_request(void)
+{
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+	RequestAddinShmemSpace(outbox_shmem_size());
+	RequestNamedLWLockTranche(OUTBOX_EXTENSION, 1);
+}
+
+static void
+database_slot_clear(DatabaseSlot *slot, Oid database)
+{
+	memset(slot, 0, sizeof(DatabaseSlot));
+	pg_atomic_init_u32(&slot->floor_known, 0);
+	pg_atomic_init_u32(&slot->segment, 0);
+	pg_atomic_init_u32(&slot->segments_used, 0);
+	pg_atomic_init_u32(&slot->generation, 0);
+	pg_atomic_init_u32(&slot->publisher_sleeps, 0);
+	pg_atomic_init_u64(&slot->published, 0);
+	pg_atomic_init_u64(&slot->republished, 0);
+	pg_atomic_init_u64(&slot->confirmed, 0);
+	pg_atomic_init_u64(&slot->failed, 0);
+	pg_atomic_init_u64(&slot->dead, 0);
+	slot->oid = database;
+}
+
+static void
+outbox_shmem_startup(void)
+{
+	bool		found;
+
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	outbox_shared = ShmemInitStruct(OUTBOX_EXTENSION, outbox_shmem_size(), &found);
+	if (!found)
+	{
+		memset(outbox_shared, 0, outbox_shmem_size());
+		outbox_shared->lock = &GetNamedLWLockTranche(OUTBOX_EXTENSION)->lock;
+		outbox_shared->started_at = GetCurrentTimestamp();
+		pg_atomic_init_u64(&outbox_shared->clock, 0);
+		for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
+			database_slot_clear(&outbox_shared->databases[i], InvalidOid);
+		outbox_shared->nannouncements = MaxBackends;
+		for (int i = 0; i < MaxBackends; i++)
+			pg_atomic_init_u64(&outbox_shared->announcements[i].clock, 0);
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+DatabaseSlot *
+outbox_find_database(Oid database)
+{
+	DatabaseSlot *found = NULL;
+	bool		held = LWLockHeldByMe(outbox_shared->lock);
+
+	if (!held)
+		LWLockAcquire(outbox_shared->lock, LW_SHARED);
+	for (int i = 0; i < OUTBOX_MAX_DATABASES && found == NULL; i++)
+	{
+		if (outbox_shared->databases[i].oid == database)
+			found = &outbox_shared->databases[i];
+	}
+	if (!held)
+		LWLockRelease(outbox_shared->lock);
+	return found;
+}
+
+DatabaseSlot *
+outbox_make_database(Oid database)
+{
+	DatabaseSlot *slot;
+
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	slot = outbox_find_database(database);
+	if (slot == NULL)
+	{
+		slot = outbox_find_database(InvalidOid);
+		if (slot != NULL)
+			database_slot_clear(slot, database);
+	}
+	LWLockRelease(outbox_shared->lock);
+	return slot;
+}
+
+DatabaseSlot *
+outbox_my_database(void)
+{
+	static DatabaseSlot *mine = NULL;
+
+	if (likely(mine != NULL && mine->oid == MyDatabaseId))
+		return mine;
+
+	outbox_require_preloaded();
+	mine = outbox_make_database(MyDatabaseId);
+	if (mine == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("too many databases with the extension \"%s\"", OUTBOX_EXTENSION),
+				 errdetail("An instance may have up to %d of them.", OUTBOX_MAX_DATABASES)));
+	return mine;
+}
+
+void
+outbox_forget_database(Oid database)
+{
+	DatabaseSlot *slot;
+
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	slot = outbox_find_database(database);
+	if (slot != NULL)
+		database_slot_clear(slot, InvalidOid);
+	LWLockRelease(outbox_shared->lock);
+}
+
+void
+outbox_require_preloaded(void)
+{
+	if (outbox_shared == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the library \"%s\" was not loaded when the server started",
+						OUTBOX_EXTENSION),
+				 errhint("Add this line to postgresql.conf and restart the server: "
+						 "shared_preload_libraries = '%s%s%s'",
+						 shared_preload_libraries_string ? shared_preload_libraries_string : "",
+						 shared_preload_libraries_string && *shared_preload_libraries_string ? "," : "",
+						 OUTBOX_EXTENSION)));
+}
+
+static bool
+check_databases(char **newval, void **extra, GucSource source)
+{
+	char	   *copy = pstrdup(*newval);
+	List	   *names;
+	bool		ok = SplitIdentifierString(copy, ',', &names);
+
+	if (!ok)
+		GUC_check_errdetail("List syntax is invalid.");
+	list_free(names);
+	pfree(copy);
+	return ok;
+}
+
+static void
+define_settings(void)
+{
+	DefineCustomBoolVariable("outbox.enabled",
+							 "Lets the workers publish and consume; capture goes on without them.",
+							 NULL, &outbox_enabled, true,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("outbox.databases",
+							   "The databases whose messages are carried, all if empty.",
+							   NULL, &outbox_databases, "",
+							   PGC_SIGHUP, GUC_LIST_INPUT, check_databases, NULL, NULL);
+	DefineCustomStringVariable("outbox.bootstrap_servers",
+							   "The Kafka brokers to start from, as host:port, separated by commas.",
+							   NULL, &outbox_bootstrap_servers, "",
+							   PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("outbox.kafka_config",
+							   "Properties of the Kafka client, as name=value, separated by semicolons.",
+							   NULL, &outbox_kafka_config, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY, kafka_config_check, NULL, NULL);
+	DefineCustomStringVariable("outbox.kafka_secrets_file",
+							   "File with the secret properties of the Kafka client, a name=value a line.",
+							   NULL, &outbox_kafka_secrets_file, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY, kafka_secrets_file_check, NULL, NULL);
+	DefineCustomIntVariable("outbox.ack_timeout",
+							"How long a message may wait for its acknowledgement before its topic is held.",
+							NULL, &outbox_ack_timeout, 10000, 100, 3600000,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.max_message_bytes",
+							"The largest message: payload, key and headers, and 200.",
+							NULL, &outbox_max_message_bytes, 1000000, 1000, 100 * 1024 * 1024,
+							PGC_SIGHUP, GUC_UNIT_BYTE, NULL, NULL, NULL);
+	MarkGUCPrefixReserved(OUTBOX_EXTENSION);
+}
+
+/*
+ * Not preloaded, or loaded by pg_upgrade, the library does nothing, and its
+ * functions say so: it must be possible to load it.
+ */
+void
+_PG_init(void)
+{
+	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
+		return;
+
+	define_settings();
+
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = outbox_shmem_request;
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = outbox_shmem_startup;
+
+	announce_init();
+	log_append_init();
+	topic_grants_init();
+	hooks_init();
+	launcher_register();
+}

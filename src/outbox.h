@@ -1,0 +1,187 @@
+/*-------------------------------------------------------------------------
+ *
+ * outbox.h
+ *	  Settings, shared memory and the numbers every part agrees on.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_H
+#define OUTBOX_H
+
+#include "port/atomics.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "utils/timestamp.h"
+
+/* Names of the extension and its schema */
+#define OUTBOX_EXTENSION	"outbox"
+#define OUTBOX_SCHEMA		"outbox"
+#define OUTBOX_VERSION		"1.0"
+
+#define OUTBOX_LANES		16
+#define OUTBOX_SEGMENTS		16	/* of the ring; segment -1 is besides it */
+#define OUTBOX_SEGMENT_KEPT (-1)	/* what outlives its segment */
+
+/* Databases of one instance that may have the extension */
+#define OUTBOX_MAX_DATABASES 256
+
+/* Kafka's own limit of a topic's name */
+#define OUTBOX_TOPIC_LEN	249
+
+/* Payload, key and headers together; the wire adds about this much */
+#define OUTBOX_MESSAGE_OVERHEAD 200
+
+/* outbox.log.status */
+typedef enum MessageStatus
+{
+	STATUS_NEW = 'N',
+	STATUS_SENT = 'S',
+	STATUS_CONFIRMED = 'C',
+	STATUS_FAILED = 'F',
+	STATUS_DEAD = 'D'
+} MessageStatus;
+
+/* Columns of outbox.log and of each of its segments */
+enum
+{
+	Anum_log_id = 1,
+	Anum_log_updated_at,
+	Anum_log_attempts,
+	Anum_log_segment,
+	Anum_log_lane,
+	Anum_log_status,
+	Anum_log_topic,
+	Anum_log_key,
+	Anum_log_payload,
+	Anum_log_headers,
+	Anum_log_result,
+	Anum_log_error,
+	Natts_log = Anum_log_error
+};
+
+/* Settings */
+extern bool outbox_enabled;
+extern char *outbox_databases;
+extern char *outbox_bootstrap_servers;
+extern char *outbox_kafka_config;
+extern char *outbox_kafka_secrets_file;
+extern int	outbox_ack_timeout;		/* milliseconds */
+extern int	outbox_max_message_bytes;
+
+/*
+ * A worker as outbox.worker shows it.  Written by the launcher and by the
+ * worker itself, under OutboxShared.lock.
+ */
+typedef enum WorkerKind
+{
+	WORKER_NONE = 0,
+	WORKER_LAUNCHER,
+	WORKER_PROBE,				/* looks for the extension, then ends */
+	WORKER_PUBLISHER,
+	WORKER_CONSUMER
+} WorkerKind;
+
+#define WORKER_TEXT_LEN		256
+
+typedef struct WorkerSlot
+{
+	WorkerKind	kind;
+	int			number;			/* among those of its kind and database */
+	pid_t		pid;			/* 0: not running */
+	char		state[64];
+	TimestampTz since;			/* of the state */
+	int64		restarts;
+	char		last_error[WORKER_TEXT_LEN];
+	TimestampTz last_error_at;	/* 0: none */
+	pid_t		bridge_pid;		/* 0: none */
+	int64		bridge_restarts;
+	char		bridge_last_exit[WORKER_TEXT_LEN];
+	char		librdkafka_version[32];
+} WorkerSlot;
+
+#define OUTBOX_WORKERS_PER_DATABASE 2	/* publisher, consumer */
+
+/* What a database's sessions and workers share */
+typedef struct DatabaseSlot
+{
+	Oid			oid;			/* InvalidOid: the slot is free */
+
+	/* the launcher's; protected by OutboxShared.lock */
+	bool		has_extension;	/* it may have; a worker that finds none clears it */
+	uint32		extension_epoch;	/* raised whenever has_extension is set */
+	int			hold_off;		/* utility commands that want no workers here */
+
+	/* capture; see message_id.c */
+	pg_atomic_uint32 floor_known;	/* the clock is above every id in the log */
+	pg_atomic_uint32 segment;	/* where new messages go */
+	pg_atomic_uint32 segments_used; /* bit i: segment i, bit 16: segment -1 */
+
+	/* wake-up; see announce.c */
+	pg_atomic_uint32 generation;	/* raised when a capturing transaction ends */
+	pg_atomic_uint32 publisher_sleeps;
+	PGPROC	   *publisher;		/* whose latch to set, NULL if none */
+	PGPROC	   *consumer;
+
+	/* counters since the server started */
+	pg_atomic_uint64 published;
+	pg_atomic_uint64 republished;
+	pg_atomic_uint64 confirmed;
+	pg_atomic_uint64 failed;
+	pg_atomic_uint64 dead;
+
+	/* the rest is protected by OutboxShared.lock */
+	bool		brokers_known;
+	bool		brokers_up;
+	char		brokers_reason[WORKER_TEXT_LEN];
+	WorkerSlot	workers[OUTBOX_WORKERS_PER_DATABASE];
+} DatabaseSlot;
+
+/*
+ * A transaction that may have taken message ids, from before the first of
+ * them until its end is visible to others.
+ */
+typedef struct Announcement
+{
+	pg_atomic_uint64 clock;		/* 0: none */
+	Oid			database;
+	pid_t		pid;
+	TimestampTz xact_start;
+} Announcement;
+
+typedef struct OutboxShared
+{
+	LWLock	   *lock;
+	pg_atomic_uint64 clock;		/* of the message ids; see message_id.h */
+	TimestampTz started_at;
+	PGPROC	   *launcher;		/* whose latch to set, NULL if none */
+	bool		launcher_look;	/* look for databases again */
+	Oid			probed;			/* the database a probe has looked into */
+	WorkerSlot	launcher_slot;
+	DatabaseSlot databases[OUTBOX_MAX_DATABASES];
+	int			nannouncements;
+	Announcement announcements[FLEXIBLE_ARRAY_MEMBER];	/* one a backend */
+} OutboxShared;
+
+/* NULL unless the library was preloaded */
+extern OutboxShared *outbox_shared;
+
+/*
+ * The slot of this session's database, made if there is none yet.  Raises
+ * ERROR if the library isn't preloaded or all slots are taken.  Cheap.
+ */
+extern DatabaseSlot *outbox_my_database(void);
+
+/* The slot of a database, made if there is none; NULL if all are taken */
+extern DatabaseSlot *outbox_make_database(Oid database);
+
+/* Raises ERROR with the line to add, unless the library was preloaded */
+extern void outbox_require_preloaded(void);
+
+/* The slot of a database, NULL if it has none.  Takes the lock unless held. */
+extern DatabaseSlot *outbox_find_database(Oid database);
+
+/* Frees the slot of a database that has the extension no more */
+extern void outbox_forget_database(Oid database);
+
+#endif							/* OUTBOX_H */

@@ -1,0 +1,457 @@
+/*-------------------------------------------------------------------------
+ *
+ * partition.c
+ *	  One partition that the consumer reads.
+ *
+ * An offset means nothing in another log, and a topic that was deleted and
+ * made anew is another log under the same name.  librdkafka doesn't tell: it
+ * goes on at the old offset, and what lies below is lost.  So besides its
+ * position a partition has an anchor, a record that was applied, which it
+ * looks for again ("verifies") whenever it begins to read, after everything
+ * that may mean that the topic changed, and from time to time.
+ *
+ * The anchor must not simply be the last record that was applied: if the topic
+ * was replaced while we read on, that is a record of the new log, and would be
+ * found there.  So it moves in two steps.  When a verification begins, the
+ * last record read becomes the candidate.  Then, with questions the brokers
+ * answer later than they delivered the candidate, the old anchor is looked
+ * for.  Only if it is still there does the candidate, known thereby to be of
+ * the same log, become the anchor.  A replacement is noticed by the first
+ * verification after it, whatever was read in between.
+ *
+ * The position is lost if the log begins above it, ends below it, or has
+ * another record at the anchor.  An anchor that is merely gone, by retention
+ * or compaction, tells nothing.  A log with no record to know it by is known
+ * by its start, which never moves back.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "port/pg_crc32c.h"
+#include "utils/memutils.h"
+
+#include "partition.h"
+#include "reading_tag.h"
+#include "worker.h"
+
+/* Milliseconds between two verifications: while records arrive, and at most */
+#define VERIFY_INTERVAL		30000
+#define VERIFY_INTERVAL_MAX	300000
+
+/* An answer that takes longer is asked for again */
+#define ANCHOR_TIMEOUT		30000
+#define WATCH_TIMEOUT		300000
+
+/* A record that can't be read, or an anchor, is tried so often, so far apart */
+#define TRIES				3
+#define TRY_DELAY			500
+
+#define FAILURE_DELAY_MIN	100
+#define FAILURE_DELAY_MAX	10000
+
+static TimestampTz in_ms(int ms);
+static void watch(Partition *partition, Bridge *bridge);
+static void read_from(Partition *partition, Bridge *bridge, PartitionState state,
+					  int64 offset);
+static void take_watermarks(Partition *partition, Bridge *bridge, int64 low, int64 high);
+static void verified(Partition *partition, Bridge *bridge);
+static void unclear(Partition *partition, Bridge *bridge, const char *why);
+static void lost(Partition *partition, Bridge *bridge, const char *why);
+static void take_anchor(Partition *partition, Bridge *bridge, const BridgeRecord *record);
+static bool take_record(Partition *partition, const BridgeRecord *record);
+static void take_caught_up(Partition *partition, Bridge *bridge, int64 offset);
+static void take_error(Partition *partition, Bridge *bridge, const BridgeEvent *event);
+static void take_unreadable(Partition *partition, Bridge *bridge, const BridgeEvent *event);
+static LogAnchor anchor_at(const BridgeRecord *record);
+
+/* ---------------------------------------------------------------------
+ * Life
+ * --------------------------------------------------------------------- */
+
+Partition *
+partition_make(const char *topic, int32 number)
+{
+	Partition  *partition = MemoryContextAllocZero(TopMemoryContext, sizeof(Partition));
+
+	partition->state = PARTITION_UNLOADED;
+	partition->row.topic = MemoryContextStrdup(TopMemoryContext, topic);
+	partition->row.partition = number;
+	return partition;
+}
+
+void
+partition_free(Partition *partition)
+{
+	reading_tag_drop(&partition->tag);
+	reading_tag_drop(&partition->watch_tag);
+	pfree(unconstify(char *, partition->row.topic));
+	pfree(partition);
+}
+
+static TimestampTz
+in_ms(int ms)
+{
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+}
+
+void
+partition_loaded(Partition *partition)
+{
+	partition->next = partition->row.exists ? partition->row.next_offset : -1;
+	partition->anchor = partition->row.anchor;
+	if (!partition->row.exists)
+		partition->anchor.kind = ANCHOR_NONE;
+	partition->last.kind = ANCHOR_NONE;
+	partition->dirty = false;
+	memset(&partition->counts, 0, sizeof(partition->counts));
+	partition->state = PARTITION_WAITING;
+	partition->due = GetCurrentTimestamp();
+}
+
+void
+partition_unload(Partition *partition, Bridge *bridge)
+{
+	partition_stop(partition, bridge, DT_NOEND);
+	partition->dirty = false;
+	partition->state = PARTITION_UNLOADED;
+}
+
+void
+partition_stop(Partition *partition, Bridge *bridge, TimestampTz due)
+{
+	if (partition->tag != 0 && bridge != NULL)
+		bridge_unconsume(bridge, partition->tag);
+	partition_forget_bridge(partition);
+	if (partition->state != PARTITION_UNLOADED)
+		partition->state = PARTITION_WAITING;
+	partition->due = due;
+}
+
+void
+partition_forget_bridge(Partition *partition)
+{
+	reading_tag_drop(&partition->tag);
+	reading_tag_drop(&partition->watch_tag);
+}
+
+void
+partition_saved(Partition *partition)
+{
+	partition->dirty = false;
+	memset(&partition->counts, 0, sizeof(partition->counts));
+}
+
+/* ---------------------------------------------------------------------
+ * Doing
+ * --------------------------------------------------------------------- */
+
+void
+partition_verify_soon(Partition *partition)
+{
+	if (partition->state == PARTITION_WAITING ||
+		(partition->state == PARTITION_READING && partition->watch_tag == 0))
+		partition->due = GetCurrentTimestamp();
+}
+
+void
+partition_serve(Partition *partition, Bridge *bridge, TimestampTz now, TimestampTz *wake)
+{
+	if (partition->state == PARTITION_UNLOADED)
+		return;
+	if (partition->due <= now)
+	{
+		/* in time, or because no answer came */
+		if (partition->state != PARTITION_READING || partition->watch_tag != 0)
+		{
+			partition_stop(partition, bridge, now);
+			partition->state = PARTITION_CHECKING;
+		}
+		watch(partition, bridge);
+	}
+	*wake = Min(*wake, partition->due);
+}
+
+/* Begins a verification; a reading goes on meanwhile */
+static void
+watch(Partition *partition, Bridge *bridge)
+{
+	partition->candidate = partition->last;
+	partition->watch_next = partition->next;
+	partition->watch_tag = reading_tag_new(partition);
+	partition->due = in_ms(WATCH_TIMEOUT);
+	bridge_watch(bridge, partition->watch_tag, partition->row.topic,
+				 partition->row.partition);
+}
+
+static void
+read_from(Partition *partition, Bridge *bridge, PartitionState state, int64 offset)
+{
+	if (partition->tag != 0)
+		bridge_unconsume(bridge, partition->tag);
+	reading_tag_drop(&partition->tag);
+	partition->tag = reading_tag_new(partition);
+	partition->state = state;
+	if (state == PARTITION_ANCHOR)
+		partition->due = in_ms(ANCHOR_TIMEOUT);
+	bridge_consume(bridge, partition->tag, partition->row.topic,
+				   partition->row.partition, offset);
+}
+
+bool
+partition_event(Partition *partition, Bridge *bridge, const BridgeEvent *event)
+{
+	switch (event->type)
+	{
+		case BRIDGE_WATERMARKS:
+			reading_tag_drop(&partition->watch_tag);
+			take_watermarks(partition, bridge, event->low, event->high);
+			break;
+		case BRIDGE_RECORD:
+			if (partition->state == PARTITION_READING)
+				return take_record(partition, &event->record);
+			take_anchor(partition, bridge, &event->record);
+			break;
+		case BRIDGE_CAUGHT_UP:
+			take_caught_up(partition, bridge, event->offset);
+			break;
+		case BRIDGE_PARTITION_ERROR:
+			take_error(partition, bridge, event);
+			break;
+		default:
+			break;
+	}
+	return false;
+}
+
+/* ---------------------------------------------------------------------
+ * Verification
+ * --------------------------------------------------------------------- */
+
+/*
+ * The log's low end, and its high end as it was when the brokers were asked,
+ * or later.  What was read since then may lie above it.
+ */
+static void
+take_watermarks(Partition *partition, Bridge *bridge, int64 low, int64 high)
+{
+	LogAnchor  *anchor = &partition->anchor;
+
+	partition->low = low;
+	if (partition->next < 0)
+	{
+		/* never read: from the first record there is */
+		partition->next = low;
+		anchor->kind = ANCHOR_LOG_START;
+		anchor->offset = low;
+		verified(partition, bridge);
+	}
+	else if (low > partition->next)
+		lost(partition, bridge, "The log begins above it.");
+	else if (high < partition->watch_next)
+		lost(partition, bridge, "The log ends below it: the topic was made anew or cut.");
+	else if (anchor->kind == ANCHOR_LOG_START && low < anchor->offset)
+		lost(partition, bridge, "The log begins lower than before: the topic was made anew.");
+	else if (anchor->kind == ANCHOR_RECORD && low <= anchor->offset)
+		read_from(partition, bridge, PARTITION_ANCHOR, anchor->offset);
+	else
+	{
+		/* the anchor was removed by retention, or there was none */
+		if (anchor->kind != ANCHOR_LOG_START)
+		{
+			anchor->kind = ANCHOR_LOG_START;
+			anchor->offset = low;
+			partition->dirty = true;
+		}
+		verified(partition, bridge);
+	}
+}
+
+/* The log is the one it was: the candidate is of it, too */
+static void
+verified(Partition *partition, Bridge *bridge)
+{
+	if (partition->candidate.kind == ANCHOR_RECORD)
+	{
+		partition->anchor = partition->candidate;
+		partition->dirty = true;
+	}
+	partition->unclear = 0;
+	if (partition->state != PARTITION_READING)
+		read_from(partition, bridge, PARTITION_READING, partition->next);
+
+	partition->interval = partition->active ? VERIFY_INTERVAL :
+		Min(partition->interval * 2, VERIFY_INTERVAL_MAX);
+	partition->interval = Max(partition->interval, VERIFY_INTERVAL);
+	partition->active = false;
+	partition->due = in_ms(partition->interval);
+}
+
+/* Nothing came where the anchor was; that may pass, but not for ever */
+static void
+unclear(Partition *partition, Bridge *bridge, const char *why)
+{
+	if (++partition->unclear < TRIES)
+		partition_stop(partition, bridge, in_ms(TRY_DELAY));
+	else
+		lost(partition, bridge, why);
+}
+
+/*
+ * All that is left is read from its beginning.  What was applied before is
+ * not applied again, as everything about results: those are counted repeated.
+ */
+static void
+lost(Partition *partition, Bridge *bridge, const char *why)
+{
+	ereport(WARNING,
+			(errmsg("position " INT64_FORMAT " in result topic \"%s\" partition %d is lost",
+					partition->next, partition->row.topic, partition->row.partition),
+			 errdetail("%s Reading goes on from offset " INT64_FORMAT ".",
+					   why, partition->low)));
+	partition->next = partition->low;
+	partition->anchor.kind = ANCHOR_LOG_START;
+	partition->anchor.offset = partition->low;
+	partition->last.kind = ANCHOR_NONE;
+	partition->candidate.kind = ANCHOR_NONE;
+	partition->counts.lost++;
+	partition->dirty = true;
+	partition->active = true;
+	partition->state = PARTITION_ANCHOR;	/* what is being read is none of it */
+	verified(partition, bridge);
+}
+
+/* The first record at or after the anchor */
+static void
+take_anchor(Partition *partition, Bridge *bridge, const BridgeRecord *record)
+{
+	LogAnchor	found = anchor_at(record);
+	const LogAnchor *anchor = &partition->anchor;
+
+	if (found.offset < anchor->offset)
+		return;
+	if (found.offset == anchor->offset &&
+		(found.timestamp != anchor->timestamp || found.checksum != anchor->checksum))
+		lost(partition, bridge,
+			 "A record that was applied is another one now: the topic was made anew.");
+	else
+		verified(partition, bridge);
+}
+
+/* What a record is known by: its place, its time and all that it says */
+static LogAnchor
+anchor_at(const BridgeRecord *record)
+{
+	LogAnchor	anchor = {ANCHOR_RECORD, record->offset, record->timestamp};
+	pg_crc32c	crc;
+
+	INIT_CRC32C(crc);
+	COMP_CRC32C(crc, &record->key_len, sizeof(record->key_len));
+	COMP_CRC32C(crc, record->key, record->key ? record->key_len : 0);
+	COMP_CRC32C(crc, &record->value_len, sizeof(record->value_len));
+	COMP_CRC32C(crc, record->value, record->value ? record->value_len : 0);
+	for (int i = 0; i < record->nheaders; i++)
+	{
+		const BridgeHeader *header = &record->headers[i];
+
+		COMP_CRC32C(crc, header->name, strlen(header->name) + 1);
+		COMP_CRC32C(crc, header->value, header->value ? header->len : 0);
+	}
+	FIN_CRC32C(crc);
+	anchor.checksum = crc;
+	return anchor;
+}
+
+/* ---------------------------------------------------------------------
+ * Reading
+ * --------------------------------------------------------------------- */
+
+static bool
+take_record(Partition *partition, const BridgeRecord *record)
+{
+	if (record->offset < partition->next)
+		return false;
+	partition->last = anchor_at(record);
+
+	/*
+	 * Read from offset 0 on nothing can have been missed, whatever the log
+	 * was before, so the first record may be the anchor at once.
+	 */
+	if (partition->next == 0 && partition->anchor.kind == ANCHOR_LOG_START)
+		partition->anchor = partition->last;
+	partition->next = record->offset + 1;
+	partition->failures = 0;
+	partition->active = true;
+	partition->dirty = true;
+	return true;
+}
+
+/*
+ * With nothing between here and the end of what can be read, the offset is
+ * that of the next record.
+ */
+static void
+take_caught_up(Partition *partition, Bridge *bridge, int64 offset)
+{
+	if (partition->state == PARTITION_READING)
+		partition->failures = 0;
+	else if (offset > partition->anchor.offset)
+		verified(partition, bridge);	/* the anchor was compacted away */
+	else
+		unclear(partition, bridge, "The log ends before the record last applied.");
+}
+
+static void
+take_error(Partition *partition, Bridge *bridge, const BridgeEvent *event)
+{
+	int			delay;
+
+	if (event->error_class == PARTITION_UNREADABLE)
+	{
+		if (partition->state == PARTITION_READING)
+			take_unreadable(partition, bridge, event);
+		else
+			unclear(partition, bridge, "The record last applied can't be read any more.");
+		return;
+	}
+
+	/* what passes by itself needs nothing, unless it was an answer */
+	if (event->error_class == PARTITION_RETRYING && event->tag != partition->watch_tag)
+		return;
+	delay = backoff_delay(++partition->failures, FAILURE_DELAY_MIN, FAILURE_DELAY_MAX);
+	if (event->error_class == PARTITION_RETRYING && partition->state == PARTITION_READING)
+	{
+		reading_tag_drop(&partition->watch_tag);
+		partition->due = in_ms(delay);
+	}
+	else
+		partition_stop(partition, bridge, in_ms(delay));
+}
+
+/* Tried again a few times; then it counts as bad and reading goes on after it */
+static void
+take_unreadable(Partition *partition, Bridge *bridge, const BridgeEvent *event)
+{
+	int64		offset = Max(event->offset, partition->next);
+
+	if (partition->unreadable_tries == 0 || partition->unreadable != offset)
+	{
+		partition->unreadable = offset;
+		partition->unreadable_tries = 0;
+	}
+	if (++partition->unreadable_tries < TRIES)
+	{
+		partition_stop(partition, bridge, in_ms(TRY_DELAY));
+		return;
+	}
+	ereport(WARNING,
+			(errmsg("could not read the record at offset " INT64_FORMAT
+					" of result topic \"%s\" partition %d: %s",
+					offset, partition->row.topic, partition->row.partition, event->text),
+			 errdetail("It is counted as bad and passed over.")));
+	partition->unreadable_tries = 0;
+	partition->counts.bad++;
+	partition->next = offset + 1;
+	partition->dirty = true;
+	read_from(partition, bridge, PARTITION_READING, partition->next);
+}

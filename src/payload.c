@@ -1,0 +1,57 @@
+/*-------------------------------------------------------------------------
+ *
+ * payload.c
+ *	  Payloads for people to read.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+
+static text *utf8_to_server(const char *utf8, int len);
+
+PG_FUNCTION_INFO_V1(outbox_payload_text);
+
+/* NULL unless the bytes are UTF-8 that the database's encoding can show */
+Datum
+outbox_payload_text(PG_FUNCTION_ARGS)
+{
+	bytea	   *payload = PG_GETARG_BYTEA_PP(0);
+	const char *bytes = VARDATA_ANY(payload);
+	int			len = VARSIZE_ANY_EXHDR(payload);
+	text	   *shown;
+
+	if (!pg_verify_mbstr(PG_UTF8, bytes, len, true))
+		PG_RETURN_NULL();
+	if (GetDatabaseEncoding() == PG_UTF8 || GetDatabaseEncoding() == PG_SQL_ASCII)
+		PG_RETURN_TEXT_P(cstring_to_text_with_len(bytes, len));
+	shown = utf8_to_server(bytes, len);
+	if (shown == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(shown);
+}
+
+/* NULL if that can't be done without loss */
+static text *
+utf8_to_server(const char *utf8, int len)
+{
+	Oid			conversion = FindDefaultConversionProc(PG_UTF8, GetDatabaseEncoding());
+	Size		size = (Size) len * MAX_CONVERSION_GROWTH + 1;
+	char	   *converted;
+	int			done;
+
+	if (!OidIsValid(conversion) || size > MaxAllocSize)
+		return NULL;
+	converted = palloc(size);
+	done = pg_do_encoding_conversion_buf(conversion, PG_UTF8, GetDatabaseEncoding(),
+										 (unsigned char *) unconstify(char *, utf8), len,
+										 (unsigned char *) converted, (int) size, true);
+	return done == len ? cstring_to_text(converted) : NULL;
+}

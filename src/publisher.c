@@ -1,0 +1,439 @@
+/*-------------------------------------------------------------------------
+ *
+ * publisher.c
+ *	  Carries NEW messages to Kafka and marks them SENT.
+ *
+ * A pass has two short transactions and none while Kafka is waited for.  The
+ * first reads a batch, the second writes what became of it; between them the
+ * messages stay NEW, so whatever dies, nothing is lost.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/twophase.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/uuid.h"
+
+#include "batch.h"
+#include "recovery.h"
+#include "store.h"
+#include "topic_admin.h"
+#include "topic_config.h"
+
+/* The net under every wake-up that could be missed (ms) */
+#define SLOW_POLL		10000
+/* The cursors are saved this often while messages flow (ms) */
+#define SAVE_INTERVAL	1000
+
+typedef struct Publisher
+{
+	Worker	   *worker;
+	Sweep		sweep;
+	Batch		batch;
+	MemoryContext pass_context;
+	bool		loaded;			/* sweep and marks were read */
+	bool		more;			/* another pass has work at once */
+	bool		unsaved;		/* messages went out since the cursors were saved */
+	TimestampTz saved_at;
+	uint32		generation;		/* of the database slot, as the last pass saw it */
+	pid_t		bridge;			/* which the requests and questions went to */
+} Publisher;
+
+/* ---------------------------------------------------------------------
+ * First transaction: read
+ * --------------------------------------------------------------------- */
+
+static void
+load(Publisher *publisher)
+{
+	message_floor_ensure();
+	sweep_load(&publisher->sweep, publisher->worker->extension, 0, 1);
+	held_load();
+	recovery_wake();
+	publisher->loaded = true;
+}
+
+static void
+ask_about_held(Worker *worker)
+{
+	Held	   *held;
+
+	while ((held = held_next_question(GetCurrentTimestamp())) != NULL)
+		bridge_ask_topic(worker->bridge, held->topic);
+}
+
+/* False if the worker has to rest */
+static bool
+read_batch(Publisher *publisher)
+{
+	Worker	   *worker = publisher->worker;
+	bool		new_bridge = publisher->bridge != bridge_pid(worker->bridge);
+	bool		changed;
+
+	if (!worker_begin(worker))
+		return false;
+	if (!publisher->loaded)
+		load(publisher);
+	changed = topic_config_refresh();
+	if (changed)
+		recovery_topics_changed();
+	if (new_bridge)
+	{
+		topic_admin_restart();
+		held_forget_questions();
+		publisher->bridge = bridge_pid(worker->bridge);
+	}
+	if (changed || new_bridge)
+		topic_admin_requests(worker);
+	ask_about_held(worker);
+
+	if (max_prepared_xacts > 0 && sweep_read_prepared(&publisher->sweep))
+		recovery_wake();
+	publisher->more = recovery_next() <= GetCurrentTimestamp() &&
+		recovery_step(&publisher->sweep);
+	batch_read(&publisher->batch, &publisher->sweep);
+	worker_commit(worker);
+	return true;
+}
+
+/* ---------------------------------------------------------------------
+ * Second transaction: write
+ * --------------------------------------------------------------------- */
+
+static int
+compare_messages(const void *a, const void *b)
+{
+	return memcmp(&(*(OutMessage *const *) a)->id, &(*(OutMessage *const *) b)->id, UUID_LEN);
+}
+
+/* The messages with a fate, in the order of ids */
+static OutMessage **
+sorted_with_fate(const Batch *batch, Fate fate, int *n)
+{
+	OutMessage **messages = palloc(Max(batch->n, 1) * sizeof(OutMessage *));
+
+	*n = 0;
+	for (int i = 0; i < batch->n; i++)
+	{
+		if (batch->messages[i].fate == fate)
+			messages[(*n)++] = &batch->messages[i];
+	}
+	qsort(messages, *n, sizeof(OutMessage *), compare_messages);
+	return messages;
+}
+
+static int
+mark(OutMessage **messages, int n, const StatusChange *change)
+{
+	pg_uuid_t  *ids = palloc(Max(n, 1) * sizeof(pg_uuid_t));
+
+	for (int i = 0; i < n; i++)
+		ids[i] = messages[i]->id;
+	return store_change_status(ids, n, change, NULL);
+}
+
+/*
+ * A SENT message that waits for a result is met by the recovery sweep, unless
+ * that was there before it, or it was published out of its turn.
+ */
+static void
+schedule_recovery(OutMessage **sent, int n)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Delayed    *rows = palloc(Max(n, 1) * sizeof(Delayed));
+	int			nrows = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		const TopicConfig *config = topic_config_find(sent[i]->record.topic);
+
+		if (config == NULL)
+			continue;
+		recovery_expect(config);
+		if (sent[i]->source != SOURCE_SWEEP || recovery_has_passed(config, sent[i]->clock))
+		{
+			rows[nrows].due_at = now + topic_config_patience(config, sent[i]->attempts + 1);
+			rows[nrows++].id = sent[i]->id;
+		}
+	}
+	recovery_schedule(rows, nrows);
+}
+
+/* The rows of outbox.delayed whose message went out */
+static void
+forget_delayed(OutMessage **messages, int n)
+{
+	int			nready;
+	const Delayed *ready = recovery_ready(&nready);
+	Delayed    *rows = palloc(Max(nready, 1) * sizeof(Delayed));
+	int			nrows = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		for (int j = 0; j < nready && messages[i]->source == SOURCE_DELAYED; j++)
+		{
+			if (memcmp(&ready[j].id, &messages[i]->id, UUID_LEN) == 0)
+				rows[nrows++] = ready[j];
+		}
+	}
+	recovery_forget(rows, nrows);
+	if (nrows > 0)
+		recovery_wake();
+}
+
+static void
+write_sent(Publisher *publisher)
+{
+	Worker	   *worker = publisher->worker;
+	StatusChange change = {.to = STATUS_SENT, .from = "N", .count_attempt = true};
+	int			n;
+	OutMessage **sent = sorted_with_fate(&publisher->batch, FATE_SENT, &n);
+	int			again = 0;
+
+	mark(sent, n, &change);
+	schedule_recovery(sent, n);
+	forget_delayed(sent, n);
+	for (int i = 0; i < n; i++)
+	{
+		again += sent[i]->attempts > 0;
+		if (worker->bridge != NULL &&
+			(i == 0 || strcmp(sent[i]->record.topic, sent[i - 1]->record.topic) != 0))
+			topic_admin_ask(worker, sent[i]->record.topic);
+	}
+	pg_atomic_fetch_add_u64(&worker->db->published, n);
+	pg_atomic_fetch_add_u64(&worker->db->republished, again);
+}
+
+static void
+write_dead(Publisher *publisher)
+{
+	StatusChange change = {.to = STATUS_DEAD, .from = "N"};
+	int			n;
+	OutMessage **dead = sorted_with_fate(&publisher->batch, FATE_DEAD, &n);
+	const char **errors = palloc(Max(n, 1) * sizeof(char *));
+
+	for (int i = 0; i < n; i++)
+	{
+		errors[i] = dead[i]->error;
+		worker_set_error(publisher->worker, errors[i]);
+		ereport(LOG,
+				(errmsg("a message for topic \"%s\" is dead: %s",
+						dead[i]->record.topic, errors[i]),
+				 errdetail("Its id is %s.", dead[i]->record.headers[0].value)));
+	}
+	change.errors = errors;
+	pg_atomic_fetch_add_u64(&publisher->worker->db->dead, mark(dead, n, &change));
+	forget_delayed(dead, n);
+}
+
+static bool
+has_to_write(const Publisher *publisher)
+{
+	if (publisher->batch.n > 0 || held_is_dirty() || topic_admin_is_dirty())
+		return true;
+	return publisher->unsaved &&
+		TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(), SAVE_INTERVAL);
+}
+
+/* False if the worker has to rest: nothing was written */
+static bool
+write_outcomes(Publisher *publisher)
+{
+	if (!worker_begin(publisher->worker))
+		return false;
+	if (publisher->batch.n > 0)
+	{
+		write_sent(publisher);
+		write_dead(publisher);
+		publisher->unsaved = true;
+	}
+
+	/* the marks go before or with the cursors that rely on them */
+	held_save();
+	topic_admin_save();
+	if (publisher->unsaved &&
+		TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(), SAVE_INTERVAL))
+	{
+		sweep_save(&publisher->sweep);
+		publisher->saved_at = GetCurrentTimestamp();
+		publisher->unsaved = false;
+	}
+	worker_commit(publisher->worker);
+	return true;
+}
+
+/* ---------------------------------------------------------------------
+ * The pass
+ * --------------------------------------------------------------------- */
+
+/* Moves the sweep on, but not past what stays NEW and isn't held */
+static void
+move_on(Publisher *publisher)
+{
+	Batch	   *batch = &publisher->batch;
+
+	sweep_end_pass(&publisher->sweep, batch->upto);
+	for (int i = 0; i < batch->n; i++)
+	{
+		OutMessage *message = &batch->messages[i];
+		Held	   *held;
+
+		if (message->fate != FATE_LEFT)
+			continue;
+		held = held_find(message->record.topic);
+		if (held != NULL && !held->released && held->state == HELD_WAITING)
+			continue;
+		if (message->source == SOURCE_SWEEP)
+			sweep_go_back(&publisher->sweep, message->clock);
+		else if (message->source == SOURCE_HELD)
+		{
+			held_pass_by(held, message->clock);
+			held->met = false;
+		}
+		publisher->more = publisher->more || publisher->worker->bridge != NULL;
+	}
+	held_end_pass();
+	if (batch->upto < publisher->sweep.clock || held_has_work())
+		publisher->more = true;
+}
+
+/* What was delivered but couldn't be marked is delivered again later */
+static void
+take_back(Publisher *publisher)
+{
+	for (int i = 0; i < publisher->batch.n; i++)
+		sweep_go_back(&publisher->sweep, publisher->batch.messages[i].clock);
+	publisher->loaded = false;
+}
+
+static void
+pass(Publisher *publisher)
+{
+	Worker	   *worker = publisher->worker;
+	Batch	   *batch = &publisher->batch;
+	MemoryContext old = MemoryContextSwitchTo(publisher->pass_context);
+
+	if (read_batch(publisher))
+	{
+		if (batch->n > 0)
+		{
+			worker_set_state(worker, "publishing");
+			XLogFlush(batch->flush);
+			batch_deliver(batch, worker);
+			if (worker->bridge != NULL)
+				worker_bridge_proved(worker);
+		}
+		move_on(publisher);
+		if (has_to_write(publisher) && !write_outcomes(publisher))
+			take_back(publisher);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(publisher->pass_context);
+}
+
+void
+publisher_event(Worker *worker, const BridgeEvent *event)
+{
+	if (event->type == BRIDGE_TOPIC)
+	{
+		held_answer(event->topic, event->topic_class == OUTCOME_OK,
+					event->topic_class == OUTCOME_TOPIC_DENIED ? "denied" :
+					event->topic_class == OUTCOME_TOPIC_MISSING ? "missing" :
+					event->topic_class == OUTCOME_TOPIC_MISCONFIGURED ? "misconfigured" :
+					"failing",
+					event->text ? event->text : "");
+		topic_admin_event(event);
+	}
+	else if (event->type == BRIDGE_ADMIN_DONE)
+		topic_admin_event(event);
+}
+
+/* ---------------------------------------------------------------------
+ * The main loop
+ * --------------------------------------------------------------------- */
+
+/* Milliseconds until something is due by itself */
+static long
+time_to_sleep(const Publisher *publisher)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz due = TimestampTzPlusMilliseconds(now, SLOW_POLL);
+
+	due = Min(due, held_next_try());
+	due = Min(due, recovery_next());
+	if (publisher->unsaved)
+		due = Min(due, TimestampTzPlusMilliseconds(publisher->saved_at, SAVE_INTERVAL + 1));
+	return TimestampDifferenceMilliseconds(now, due);
+}
+
+/*
+ * Sleeps unless a transaction has ended since the last pass began.  Its
+ * callback raises the generation before it looks whether we sleep, and we say
+ * that we sleep before we look at the generation.
+ */
+static void
+sleep_unless_needed(Publisher *publisher)
+{
+	DatabaseSlot *db = publisher->worker->db;
+
+	worker_set_state(publisher->worker, "waiting for messages");
+	pg_atomic_write_u32(&db->publisher_sleeps, 1);
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&db->generation) == publisher->generation)
+		worker_wait(publisher->worker, time_to_sleep(publisher), false);
+	pg_atomic_write_u32(&db->publisher_sleeps, 0);
+}
+
+static void
+take_events(Worker *worker)
+{
+	BridgeEvent event;
+
+	while (worker_next_event(worker, &event))
+		publisher_event(worker, &event);
+}
+
+/* Milliseconds to wait while there is nothing the worker may do */
+static long
+time_to_rest(const Worker *worker)
+{
+	if (worker->bridge == NULL && worker->bridge_not_before > GetCurrentTimestamp())
+		return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+											   worker->bridge_not_before);
+	return SLOW_POLL;
+}
+
+void
+publisher_main(Worker *worker)
+{
+	Publisher  *publisher = MemoryContextAllocZero(TopMemoryContext, sizeof(Publisher));
+
+	publisher->worker = worker;
+	publisher->pass_context = AllocSetContextCreate(TopMemoryContext, "outbox pass",
+													ALLOCSET_DEFAULT_SIZES);
+	batch_init(&publisher->batch);
+	topic_config_init();
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	worker->db->publisher = MyProc;
+	LWLockRelease(outbox_shared->lock);
+
+	for (;;)
+	{
+		take_events(worker);
+		if (!worker_may_work(worker))
+		{
+			worker_wait(worker, time_to_rest(worker), false);
+			continue;
+		}
+		publisher->generation = pg_atomic_read_u32(&worker->db->generation);
+		pg_memory_barrier();
+		pass(publisher);
+		if (publisher->more)
+			worker_wait(worker, 0, false);
+		else if (worker->bridge != NULL)
+			sleep_unless_needed(publisher);
+	}
+}

@@ -1,0 +1,59 @@
+/*-------------------------------------------------------------------------
+ *
+ * recovery.h
+ *	  Messages with a time of their own: no result yet, sent again by hand.
+ *
+ * The recovery sweep reads the log behind the publish sweep, with a cursor
+ * for each distinct result_timeout, and looks once at what was SENT that long
+ * ago.  What isn't due then, or is published again later, has a row in
+ * outbox.delayed.  Run by the first publisher only.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_RECOVERY_H
+#define OUTBOX_RECOVERY_H
+
+#include "sweep.h"
+#include "topic_config.h"
+
+/* A row of outbox.delayed */
+typedef struct Delayed
+{
+	TimestampTz due_at;
+	pg_uuid_t	id;
+} Delayed;
+
+/*
+ * One bounded step: turns what is due from SENT to NEW or DEAD.  Needs SPI.
+ * True if there is more to do at once.
+ */
+extern bool recovery_step(const Sweep *sweep);
+
+/* topic_config_refresh read something new; needs SPI */
+extern void recovery_topics_changed(void);
+
+/* When the next step is due; DT_NOEND if there is nothing to wait for */
+extern TimestampTz recovery_next(void);
+
+/* A step is due now: somebody may have written to outbox.delayed */
+extern void recovery_wake(void);
+
+/* A message of such a topic became SENT: a step is due when its time is over */
+extern void recovery_expect(const TopicConfig *config);
+
+/* NEW messages that outbox.delayed wants published; valid until the next step */
+extern const Delayed *recovery_ready(int *n);
+
+/* These need no row any more; needs SPI */
+extern void recovery_forget(const Delayed *rows, int n);
+
+/* Looks at these again at their time; needs SPI */
+extern void recovery_schedule(const Delayed *rows, int n);
+
+/*
+ * True if a message that is SENT now lies where the recovery sweep won't come
+ * by again, so that it must be scheduled.
+ */
+extern bool recovery_has_passed(const TopicConfig *config, MessageClock clock);
+
+#endif							/* OUTBOX_RECOVERY_H */

@@ -1,0 +1,339 @@
+/*-------------------------------------------------------------------------
+ *
+ * result_apply.c
+ *	  What results do to the messages they are about.
+ *
+ * A batch is applied set-wise.  The results of one message form a group; the
+ * first of them that counts for the message takes effect, if none did before,
+ * and the others are compared with what the message has become.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "mb/pg_wchar.h"
+#include "utils/array.h"
+#include "utils/uuid.h"
+
+#include "result_apply.h"
+#include "result_route.h"
+#include "store.h"
+
+/* The results of one message */
+typedef struct ResultGroup
+{
+	pg_uuid_t	id;
+	ReceivedResult **results;	/* in the order of arrival */
+	int			nresults;
+	ReceivedResult *effective;	/* the one to apply; NULL: none */
+	bool		applied;
+} ResultGroup;
+
+static ResultGroup *make_groups(ReceivedResult *results, int n, int *ngroups);
+static void read_states(const ResultGroup *groups, int ngroups, MessageState *states);
+static bool choose_effective(ResultGroup *groups, int ngroups, const MessageState *states);
+static void lock_messages(const ResultGroup *groups, int ngroups);
+static int	lock_in_segment(int segment, const pg_uuid_t *ids, int n);
+static int	change_messages(ResultGroup *groups, int ngroups, MessageStatus to);
+static void read_again(const ResultGroup *groups, int ngroups, MessageState *states);
+static void count_group(const ResultGroup *group, const MessageState *state);
+static bool counts_for(const ReceivedResult *received, const MessageState *state);
+static char *to_database_encoding(const char *utf8);
+
+void
+results_apply(ReceivedResult *results, int n, int *confirmed, int *failed)
+{
+	int			ngroups;
+	ResultGroup	   *groups = make_groups(results, n, &ngroups);
+	MessageState *states = palloc0(Max(ngroups, 1) * sizeof(MessageState));
+
+	read_states(groups, ngroups, states);
+
+	/*
+	 * A statement locks messages in the order of their ids, as the
+	 * publisher's marks do.  Two statements after each other would not.
+	 */
+	if (choose_effective(groups, ngroups, states))
+		lock_messages(groups, ngroups);
+	*confirmed += change_messages(groups, ngroups, STATUS_CONFIRMED);
+	*failed += change_messages(groups, ngroups, STATUS_FAILED);
+
+	read_again(groups, ngroups, states);
+	for (int i = 0; i < ngroups; i++)
+		count_group(&groups[i], &states[i]);
+}
+
+/* By message, then by arrival, which is the order in the array */
+static int
+compare_received(const void *a, const void *b)
+{
+	const ReceivedResult *left = *(ReceivedResult *const *) a;
+	const ReceivedResult *right = *(ReceivedResult *const *) b;
+	int			order = memcmp(&left->result.id, &right->result.id, UUID_LEN);
+
+	if (order != 0)
+		return order;
+	return left < right ? -1 : left > right;
+}
+
+static ResultGroup *
+make_groups(ReceivedResult *results, int n, int *ngroups)
+{
+	ReceivedResult **sorted = palloc(Max(n, 1) * sizeof(ReceivedResult *));
+	ResultGroup	   *groups = palloc0(Max(n, 1) * sizeof(ResultGroup));
+	ResultGroup	   *group = NULL;
+
+	for (int i = 0; i < n; i++)
+		sorted[i] = &results[i];
+	qsort(sorted, n, sizeof(ReceivedResult *), compare_received);
+
+	*ngroups = 0;
+	for (int i = 0; i < n; i++)
+	{
+		if (group == NULL ||
+			memcmp(&group->id, &sorted[i]->result.id, UUID_LEN) != 0)
+		{
+			group = &groups[(*ngroups)++];
+			group->id = sorted[i]->result.id;
+			group->results = &sorted[i];
+		}
+		group->nresults++;
+	}
+	return groups;
+}
+
+/* An id that names no segment is none of ours */
+static bool
+may_exist(const pg_uuid_t *id)
+{
+	return message_id_segment(id) < OUTBOX_SEGMENTS;
+}
+
+static void
+read_states(const ResultGroup *groups, int ngroups, MessageState *states)
+{
+	pg_uuid_t  *ids = palloc(Max(ngroups, 1) * sizeof(pg_uuid_t));
+	int		   *places = palloc(Max(ngroups, 1) * sizeof(int));
+	MessageState *found;
+	int			n = 0;
+
+	for (int i = 0; i < ngroups; i++)
+	{
+		if (!may_exist(&groups[i].id))
+			continue;
+		ids[n] = groups[i].id;
+		places[n++] = i;
+	}
+	found = palloc0(Max(n, 1) * sizeof(MessageState));
+	store_read_states(ids, n, found);
+	for (int i = 0; i < n; i++)
+		states[places[i]] = found[i];
+}
+
+static bool
+is_final(MessageStatus status)
+{
+	return status == STATUS_CONFIRMED || status == STATUS_FAILED;
+}
+
+/* Does the result count for its message at all? */
+static bool
+counts_for(const ReceivedResult *received, const MessageState *state)
+{
+	return state->found &&
+		route_counts(state->topic, received->topic, &received->result.id);
+}
+
+/* True if there are both kinds of outcome among the effective results */
+static bool
+choose_effective(ResultGroup *groups, int ngroups, const MessageState *states)
+{
+	bool		any_confirmed = false;
+	bool		any_failed = false;
+
+	for (int i = 0; i < ngroups; i++)
+	{
+		ResultGroup	   *group = &groups[i];
+
+		if (!states[i].found || is_final(states[i].status))
+			continue;
+		for (int j = 0; j < group->nresults && group->effective == NULL; j++)
+		{
+			if (counts_for(group->results[j], &states[i]))
+				group->effective = group->results[j];
+		}
+		if (group->effective == NULL)
+			continue;
+		if (group->effective->result.outcome == STATUS_CONFIRMED)
+			any_confirmed = true;
+		else
+			any_failed = true;
+	}
+	return any_confirmed && any_failed;
+}
+
+/* Locks the messages about to be changed, segment by segment, then in the kept one */
+static void
+lock_messages(const ResultGroup *groups, int ngroups)
+{
+	pg_uuid_t  *ids = palloc(ngroups * sizeof(pg_uuid_t));
+	int			n = 0;
+	int			locked = 0;
+	int			end;
+
+	for (int i = 0; i < ngroups; i++)
+	{
+		if (groups[i].effective != NULL)
+			ids[n++] = groups[i].id;
+	}
+	for (int start = 0; start < n; start = end)
+	{
+		int			segment = message_id_segment(&ids[start]);
+
+		for (end = start + 1; end < n && message_id_segment(&ids[end]) == segment;)
+			end++;
+		locked += lock_in_segment(segment, ids + start, end - start);
+	}
+	if (locked < n)
+		(void) lock_in_segment(OUTBOX_SEGMENT_KEPT, ids, n);
+}
+
+static int
+lock_in_segment(int segment, const pg_uuid_t *ids, int n)
+{
+	static const Oid types[] = {UUIDARRAYOID};
+	Datum	   *elements = palloc(n * sizeof(Datum));
+	Datum		values[1];
+
+	for (int i = 0; i < n; i++)
+		elements[i] = UUIDPGetDatum(&ids[i]);
+	values[0] = PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN,
+												false, TYPALIGN_CHAR));
+	return (int) store_execute(psprintf("SELECT FROM %s WHERE id = ANY ($1)"
+										" ORDER BY id FOR NO KEY UPDATE",
+										store_segment_name(segment)),
+							   1, types, values, NULL);
+}
+
+/* Applies the effective results of one kind; returns how many it changed */
+static int
+change_messages(ResultGroup *groups, int ngroups, MessageStatus to)
+{
+	StatusChange change = {.to = to,.from = "NSD"};
+	pg_uuid_t  *ids = palloc(Max(ngroups, 1) * sizeof(pg_uuid_t));
+	const char **values = palloc(Max(ngroups, 1) * sizeof(char *));
+	const char **errors = palloc(Max(ngroups, 1) * sizeof(char *));
+	bool	   *hit = palloc0(Max(ngroups, 1) * sizeof(bool));
+	int			n = 0;
+	int			changed;
+
+	for (int i = 0; i < ngroups; i++)
+	{
+		const MessageResult *result;
+
+		if (groups[i].effective == NULL || groups[i].effective->result.outcome != to)
+			continue;
+		result = &groups[i].effective->result;
+		ids[n] = groups[i].id;
+		values[n] = to_database_encoding(result->value);
+		errors[n] = result->error ? to_database_encoding(result->error) : NULL;
+		n++;
+	}
+	if (n == 0)
+		return 0;
+
+	change.results = values;
+	change.errors = errors;
+	changed = store_change_status(ids, n, &change, hit);
+
+	n = 0;
+	for (int i = 0; i < ngroups; i++)
+	{
+		if (groups[i].effective != NULL && groups[i].effective->result.outcome == to)
+			groups[i].applied = hit[n++];
+	}
+	return changed;
+}
+
+/* What became of messages that somebody else was quicker to change */
+static void
+read_again(const ResultGroup *groups, int ngroups, MessageState *states)
+{
+	for (int i = 0; i < ngroups; i++)
+	{
+		if (groups[i].effective == NULL || groups[i].applied)
+			continue;
+		store_read_states(&groups[i].id, 1, &states[i]);
+		if (states[i].found && !is_final(states[i].status))
+			elog(ERROR, "a result did not change message status \"%c\"",
+				 states[i].status);
+	}
+}
+
+static void
+count_group(const ResultGroup *group, const MessageState *state)
+{
+	MessageStatus status = group->applied ? group->effective->result.outcome :
+		state->status;
+
+	for (int i = 0; i < group->nresults; i++)
+	{
+		ReceivedResult *received = group->results[i];
+
+		if (group->applied && received == group->effective)
+			received->counts->applied++;
+		else if (!counts_for(received, state))
+			received->counts->unknown++;
+		else if (received->result.outcome == status)
+			received->counts->repeated++;
+		else
+			received->counts->contrary++;
+	}
+}
+
+/*
+ * A text in the database's encoding; what that has no character for becomes a
+ * question mark.  The conversions of core stop at such a character, having
+ * told how far they came.
+ */
+static char *
+to_database_encoding(const char *utf8)
+{
+	int			encoding = GetDatabaseEncoding();
+	int			len = strlen(utf8);
+	Size		size = (Size) len * MAX_CONVERSION_GROWTH + 1;
+	Oid			conversion;
+	char	   *result;
+	char	   *out;
+
+	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+		return unconstify(char *, utf8);
+	conversion = FindDefaultConversionProc(PG_UTF8, encoding);
+	result = out = palloc(size);
+	while (len > 0)
+	{
+		int			done = OidIsValid(conversion) ?
+			pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding,
+										  (unsigned char *) unconstify(char *, utf8),
+										  len, (unsigned char *) out,
+										  result + size - out, true) : 0;
+
+		out += strlen(out);
+		utf8 += done;
+		len -= done;
+		if (len > 0)
+		{
+			int			skip = Min(pg_utf_mblen((const unsigned char *) utf8), len);
+
+			*out++ = '?';
+			*out = '\0';
+			utf8 += skip;
+			len -= skip;
+		}
+	}
+	*out = '\0';
+	return result;
+}

@@ -1,0 +1,246 @@
+/*-------------------------------------------------------------------------
+ *
+ * sweep.c
+ *	  How far the publish sweep has come, and where it must go back to.
+ *
+ * Ids are taken before commit, so a message with a lower id can appear below
+ * the position.  Each pass reads the clock C, then the announcements A, then
+ * takes its snapshot S (announce.c proves that this order misses nobody):
+ * a message below C that S doesn't show belongs to a transaction in A, or was
+ * rolled back.  So after a pass the position is C, and for each transaction
+ * of A the sweep goes back to where that began, once, when a later pass finds
+ * its announcement gone: its end was visible before that, so it is visible to
+ * the later pass's snapshot.
+ *
+ * What is saved never is above a position or an open transaction: too low is
+ * always right, only slower.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/uuid.h"
+
+#include "store.h"
+#include "sweep.h"
+
+/*
+ * A lane belongs to who holds this lock, for the life of the session.  It is
+ * taken on the extension under a sub-id of its own, which no SQL command can
+ * do, and unlike a row lock it writes nothing.  The method is that of advisory
+ * locks: those of a session survive its aborts and end with the process.
+ */
+static bool
+lock_lane(Oid extension, int lane)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, lane + 1);
+	tag.locktag_lockmethodid = USER_LOCKMETHOD;
+	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+void
+sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers)
+{
+	uint64		rows;
+
+	if (sweep->open == NULL)
+	{
+		Size		size = outbox_shared->nannouncements * sizeof(OpenTransaction);
+
+		sweep->open = MemoryContextAlloc(TopMemoryContext, size);
+		sweep->scratch = MemoryContextAlloc(TopMemoryContext, size);
+	}
+	sweep->nopen = 0;
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+		sweep->mine[lane] = lane % publishers == publisher &&
+			(sweep->mine[lane] || lock_lane(extension, lane));
+
+	rows = store_execute("SELECT lane, cursor FROM outbox.lane", 0, NULL, NULL, NULL);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		int			lane = DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull));
+		pg_uuid_t  *cursor = DatumGetUUIDP(SPI_getbinval(tuple, desc, 2, &isnull));
+
+		if (lane < 0 || lane >= OUTBOX_LANES)
+			elog(ERROR, "unexpected lane %d in outbox.lane", lane);
+		sweep->position[lane] = sweep->saved[lane] = message_id_clock(cursor);
+	}
+}
+
+static bool
+is_open(const OpenTransaction *which, const OpenTransaction *open, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (open[i].slot == which->slot && open[i].clock == which->clock)
+			return true;
+	}
+	return false;
+}
+
+void
+sweep_go_back(Sweep *sweep, MessageClock clock)
+{
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+		sweep->position[lane] = Min(sweep->position[lane], clock);
+}
+
+MessageClock
+sweep_lowest(const Sweep *sweep)
+{
+	MessageClock lowest = PG_UINT64_MAX;
+
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	{
+		if (sweep->mine[lane])
+			lowest = Min(lowest, sweep->position[lane]);
+	}
+	return lowest;
+}
+
+MessageClock
+sweep_highest(const Sweep *sweep)
+{
+	MessageClock highest = 0;
+
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	{
+		if (sweep->mine[lane])
+			highest = Max(highest, sweep->position[lane]);
+	}
+	return highest;
+}
+
+MessageClock
+sweep_begin_pass(Sweep *sweep)
+{
+	OpenTransaction *before = sweep->open;
+	int			nbefore = sweep->nopen;
+
+	sweep->clock = message_clock_read();
+	sweep->nopen = announce_read(sweep->scratch);
+	sweep->open = sweep->scratch;
+	sweep->scratch = before;
+
+	for (int i = 0; i < nbefore; i++)
+	{
+		if (!is_open(&before[i], sweep->open, sweep->nopen))
+			sweep_go_back(sweep, before[i].clock);
+	}
+	return sweep_lowest(sweep);
+}
+
+bool
+sweep_wants(const Sweep *sweep, int lane, MessageClock clock)
+{
+	return lane >= 0 && lane < OUTBOX_LANES && sweep->mine[lane] &&
+		clock >= sweep->position[lane];
+}
+
+void
+sweep_end_pass(Sweep *sweep, MessageClock upto)
+{
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	{
+		if (sweep->mine[lane])
+			sweep->position[lane] = Max(sweep->position[lane], upto);
+	}
+}
+
+/* What may be saved for a lane now */
+static MessageClock
+safe_cursor(const Sweep *sweep, int lane)
+{
+	MessageClock cursor = sweep->position[lane];
+
+	for (int i = 0; i < sweep->nopen; i++)
+		cursor = Min(cursor, sweep->open[i].clock);
+	return cursor;
+}
+
+MessageClock
+sweep_saved(const Sweep *sweep)
+{
+	MessageClock lowest = PG_UINT64_MAX;
+
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+		lowest = Min(lowest, sweep->saved[lane]);
+	return lowest;
+}
+
+bool
+sweep_is_dirty(const Sweep *sweep)
+{
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	{
+		if (sweep->mine[lane] && safe_cursor(sweep, lane) != sweep->saved[lane])
+			return true;
+	}
+	return false;
+}
+
+void
+sweep_save(Sweep *sweep)
+{
+	static const Oid types[] = {INT2ARRAYOID, UUIDARRAYOID};
+	Datum		lanes[OUTBOX_LANES];
+	Datum		cursors[OUTBOX_LANES];
+	pg_uuid_t	ids[OUTBOX_LANES];
+	Datum		values[2];
+	int			n = 0;
+
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	{
+		if (!sweep->mine[lane])
+			continue;
+		sweep->saved[lane] = safe_cursor(sweep, lane);
+		message_id_lowest(sweep->saved[lane], &ids[n]);
+		lanes[n] = Int16GetDatum(lane);
+		cursors[n] = UUIDPGetDatum(&ids[n]);
+		n++;
+	}
+	if (n == 0)
+		return;
+	values[0] = PointerGetDatum(construct_array(lanes, n, INT2OID, 2, true, TYPALIGN_SHORT));
+	values[1] = PointerGetDatum(construct_array(cursors, n, UUIDOID, UUID_LEN, false,
+												TYPALIGN_CHAR));
+	store_execute("UPDATE outbox.lane AS l SET cursor = n.cursor"
+				  " FROM unnest($1, $2) AS n(lane, cursor) WHERE l.lane = n.lane",
+				  2, types, values, NULL);
+}
+
+bool
+sweep_read_prepared(Sweep *sweep)
+{
+	static const Oid types[] = {UUIDOID};
+	Datum		lowest;
+	bool		isnull;
+
+	if (!store_fetch_one("SELECT first_id FROM outbox.prepared ORDER BY first_id LIMIT 1",
+						 0, NULL, NULL, NULL, &isnull, &lowest))
+		return false;
+
+	/* the rescan is owed until the cursors say so: both in one transaction */
+	store_execute("UPDATE outbox.lane SET cursor = $1 WHERE cursor > $1",
+				  1, types, &lowest, NULL);
+	store_execute("DELETE FROM outbox.prepared WHERE first_id >= $1",
+				  1, types, &lowest, NULL);
+	sweep_go_back(sweep, message_id_clock(DatumGetUUIDP(lowest)));
+	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+		sweep->saved[lane] = Min(sweep->saved[lane],
+								 message_id_clock(DatumGetUUIDP(lowest)));
+	return true;
+}

@@ -1,0 +1,71 @@
+/*-------------------------------------------------------------------------
+ *
+ * sweep.h
+ *	  How far the publish sweep has come, and where it must go back to.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_SWEEP_H
+#define OUTBOX_SWEEP_H
+
+#include "announce.h"
+#include "message_id.h"
+#include "outbox.h"
+
+typedef struct Sweep
+{
+	/* everything below was published, is held, or lies in "open" */
+	MessageClock position[OUTBOX_LANES];
+	MessageClock saved[OUTBOX_LANES];	/* what outbox.lane says */
+	bool		mine[OUTBOX_LANES]; /* lanes this publisher has locked */
+
+	/* transactions that were open when the last pass read the announcements */
+	OpenTransaction *open;
+	int			nopen;
+	OpenTransaction *scratch;
+
+	MessageClock clock;			/* as the current pass read it */
+} Sweep;
+
+/* Reads the lanes' cursors, locking the lanes of publisher i of n */
+extern void sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers);
+
+/*
+ * Begins a pass: reads the clock, then the announcements, and goes back for
+ * the transactions that have ended since.  The caller takes its snapshot
+ * afterwards.  Returns the tick to scan from.
+ */
+extern MessageClock sweep_begin_pass(Sweep *sweep);
+
+/* Is a row of that lane and clock one to look at in this pass? */
+extern bool sweep_wants(const Sweep *sweep, int lane, MessageClock clock);
+
+/*
+ * Ends a pass: everything below upto was looked at, and all of it if upto is
+ * the pass's own clock.
+ */
+extern void sweep_end_pass(Sweep *sweep, MessageClock upto);
+
+/* The next pass begins there, at the latest */
+extern void sweep_go_back(Sweep *sweep, MessageClock clock);
+
+/* Lowest and highest position of this publisher's lanes */
+extern MessageClock sweep_lowest(const Sweep *sweep);
+extern MessageClock sweep_highest(const Sweep *sweep);
+
+/* Below this, no transaction is open and all was looked at, as outbox.lane has it */
+extern MessageClock sweep_saved(const Sweep *sweep);
+
+/*
+ * Goes back for prepared transactions that have committed; needs SPI.  True
+ * if there were any.
+ */
+extern bool sweep_read_prepared(Sweep *sweep);
+
+/* True if outbox.lane is behind */
+extern bool sweep_is_dirty(const Sweep *sweep);
+
+/* Writes the cursors; needs SPI.  The marks of held topics go with them. */
+extern void sweep_save(Sweep *sweep);
+
+#endif							/* OUTBOX_SWEEP_H */

@@ -1,0 +1,439 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  The session of a publisher or consumer: start, transactions, bridge,
+ *	  sleep, end.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "common/pg_prng.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "store.h"
+#include "worker.h"
+
+/* A resting worker looks again whether it still has to, this often (ms) */
+#define REST_INTERVAL		10000
+
+static Worker *this_worker = NULL;
+
+/* outbox.identity changed, or was never looked at */
+static bool identity_stale = true;
+static Oid	identity_relid = InvalidOid;
+static char *parked = NULL;
+
+void
+worker_set_state(Worker *worker, const char *state)
+{
+	WorkerSlot *slot = worker->slot;
+
+	/* only this process writes it, so it may compare without the lock */
+	if (strncmp(slot->state, state, sizeof(slot->state) - 1) == 0)
+		return;
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	strlcpy(slot->state, state, sizeof(slot->state));
+	slot->since = GetCurrentTimestamp();
+	LWLockRelease(outbox_shared->lock);
+	pgstat_report_activity(STATE_RUNNING, slot->state);
+}
+
+void
+worker_set_error(Worker *worker, const char *error)
+{
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	strlcpy(worker->slot->last_error, error, WORKER_TEXT_LEN);
+	worker->slot->last_error_at = GetCurrentTimestamp();
+	LWLockRelease(outbox_shared->lock);
+}
+
+long
+backoff_delay(int failures, long base, long max)
+{
+	long		delay = base;
+
+	for (int i = 1; i < failures && delay < max; i++)
+		delay *= 2;
+	delay = Min(delay, max);
+	return delay / 2 + (long) (pg_prng_double(&pg_global_prng_state) * (delay / 2 + 1));
+}
+
+/* ---------------------------------------------------------------------
+ * Sleep
+ * --------------------------------------------------------------------- */
+
+static void
+answer_interrupts(Worker *worker)
+{
+	if (ProcDiePending)
+		proc_exit(0);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+		worker->config_changed = true;
+	}
+}
+
+void
+worker_wait(Worker *worker, long timeout, bool busy)
+{
+	WaitEventSet *set;
+	WaitEvent	event;
+
+	if (worker->bridge != NULL)
+	{
+		timeout = Min(timeout, bridge_watchdog(worker->bridge, busy));
+		bridge_pump(worker->bridge);
+	}
+
+	/*
+	 * A set is made for each sleep: the socket changes with the bridge, and
+	 * whether it is waited for to be writable with what there is to write.
+	 */
+	set = outbox_create_wait_event_set(TopMemoryContext, 3);
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	if (worker->bridge != NULL && bridge_socket(worker->bridge) != PGINVALID_SOCKET)
+		AddWaitEventToSet(set, WL_SOCKET_READABLE |
+						  (bridge_wants_write(worker->bridge) ? WL_SOCKET_WRITEABLE : 0),
+						  bridge_socket(worker->bridge), NULL, NULL);
+	(void) WaitEventSetWait(set, Max(timeout, 0), &event, 1,
+							busy ? outbox_wait_event("OutboxBridge") :
+							worker->kind == WORKER_PUBLISHER ?
+							outbox_wait_event("OutboxPublisherMain") :
+							outbox_wait_event("OutboxConsumerMain"));
+	FreeWaitEventSet(set);
+	ResetLatch(MyLatch);
+
+	answer_interrupts(worker);
+	if (worker->bridge != NULL)
+		bridge_pump(worker->bridge);
+}
+
+/* ---------------------------------------------------------------------
+ * Transactions
+ * --------------------------------------------------------------------- */
+
+static void
+identity_inval(Datum arg, Oid relid)
+{
+	if (relid == InvalidOid || relid == identity_relid)
+		identity_stale = true;
+}
+
+/* Why the database rests, looked up again only when it may have changed */
+static const char *
+check_parked(void)
+{
+	if (identity_stale)
+	{
+		const char *why;
+
+		identity_stale = false;
+		why = identity_check();
+		identity_relid = get_relname_relid("identity",
+										   get_namespace_oid(OUTBOX_SCHEMA, false));
+		if (parked != NULL)
+			pfree(parked);
+		parked = why ? MemoryContextStrdup(TopMemoryContext, why) : NULL;
+	}
+	return parked;
+}
+
+/* The extension's version as the catalog has it, palloc'd */
+static char *
+extension_version(Oid extension)
+{
+	Datum		values[1];
+	bool		isnull;
+	char	   *version = NULL;
+
+	values[0] = ObjectIdGetDatum(extension);
+	if (store_fetch_one("SELECT extversion FROM pg_catalog.pg_extension WHERE oid = $1",
+						1, (Oid[]) {OIDOID}, values, NULL, &isnull, &values[0]))
+		version = TextDatumGetCString(values[0]);
+	return version;
+}
+
+/* Nobody makes this worker go on but a new CREATE EXTENSION */
+static void
+extension_gone(Worker *worker, uint32 epoch)
+{
+	AbortCurrentTransaction();
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	if (worker->db->extension_epoch == epoch)
+		worker->db->has_extension = false;
+	LWLockRelease(outbox_shared->lock);
+	launcher_look();
+	proc_exit(0);
+}
+
+bool
+worker_begin(Worker *worker)
+{
+	uint32		epoch = worker->db->extension_epoch;
+	Oid			extension;
+	const char *why = NULL;
+
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	extension = get_extension_oid(OUTBOX_EXTENSION, true);
+	if (!OidIsValid(extension) ||
+		(OidIsValid(worker->extension) && worker->extension != extension))
+		extension_gone(worker, epoch);
+
+	/* DROP and ALTER EXTENSION must not wait for us, nor we for them */
+	if (!outbox_conditional_lock_object(ExtensionRelationId, extension, 0, AccessShareLock))
+		why = "waiting for a command on the extension";
+	else
+	{
+		if (SPI_connect() != SPI_OK_CONNECT)
+			elog(ERROR, "SPI_connect failed");
+		if (!OidIsValid(worker->extension))
+		{
+			char	   *version = extension_version(extension);
+
+			if (version == NULL)
+				extension_gone(worker, epoch);
+			if (strcmp(version, OUTBOX_VERSION) != 0)
+				why = "parked: run ALTER EXTENSION outbox UPDATE";
+			else
+				worker->extension = extension;
+		}
+		if (why == NULL)
+			why = check_parked();
+		if (why != NULL)
+			SPI_finish();
+	}
+
+	if (why != NULL)
+	{
+		CommitTransactionCommand();
+		worker_bridge_drop(worker, why);
+		worker_set_state(worker, why);
+		return false;
+	}
+	return true;
+}
+
+void
+worker_commit(Worker *worker)
+{
+	SPI_finish();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/* ---------------------------------------------------------------------
+ * May it work?
+ * --------------------------------------------------------------------- */
+
+/* NULL, or why the settings want the worker to rest */
+static const char *
+settings_say_rest(void)
+{
+	if (!outbox_enabled)
+		return "resting: outbox.enabled is off";
+	if (outbox_bootstrap_servers == NULL || outbox_bootstrap_servers[0] == '\0')
+		return "resting: outbox.bootstrap_servers is not set";
+	return NULL;
+}
+
+bool
+worker_may_work(Worker *worker)
+{
+	const char *why = settings_say_rest();
+
+	if (why != NULL)
+	{
+		worker_bridge_drop(worker, why);
+		worker_set_state(worker, why);
+		return false;
+	}
+	if (worker->config_changed && worker->bridge != NULL)
+		worker_bridge_compare(worker);
+	if (worker->bridge == NULL)
+	{
+		if (worker->bridge_not_before > GetCurrentTimestamp())
+		{
+			worker_set_state(worker, "waiting to start a new bridge");
+			return false;
+		}
+
+		/* also says whether the extension is there and not parked */
+		if (!worker_begin(worker))
+			return false;
+		worker_commit(worker);
+		worker_bridge_start(worker);
+		worker_set_state(worker, "connecting to Kafka");
+	}
+	if (!worker->bridge_ready)
+		return false;
+	if (!worker->brokers_up)
+	{
+		worker_set_state(worker, "waiting for the Kafka brokers");
+		return false;
+	}
+	return true;
+}
+
+/* ---------------------------------------------------------------------
+ * Start and end
+ * --------------------------------------------------------------------- */
+
+static void
+worker_exit(int code, Datum arg)
+{
+	Worker	   *worker = this_worker;
+
+	bridge_stop(worker->bridge);
+	worker->bridge = NULL;
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	if (worker->db->publisher == MyProc)
+		worker->db->publisher = NULL;
+	if (worker->db->consumer == MyProc)
+		worker->db->consumer = NULL;
+	worker->slot->pid = 0;
+	worker->slot->bridge_pid = 0;
+	strlcpy(worker->slot->state, "not running", sizeof(worker->slot->state));
+	worker->slot->since = GetCurrentTimestamp();
+	LWLockRelease(outbox_shared->lock);
+}
+
+/* Enters the worker into shared memory; false if it isn't wanted any more */
+static bool
+worker_enter(Worker *worker, const WorkerArgs *args)
+{
+	bool		wanted;
+
+	worker->kind = args->kind;
+	worker->number = args->number;
+	worker->db = outbox_find_database(args->database);
+	if (worker->db == NULL)
+		return false;
+	worker->slot = &worker->db->workers[args->kind == WORKER_PUBLISHER ? 0 : 1];
+	this_worker = worker;
+	before_shmem_exit(worker_exit, (Datum) 0);
+
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	wanted = worker->db->hold_off == 0 && worker->db->oid == args->database;
+	worker->slot->kind = args->kind;
+	worker->slot->number = args->number;
+	worker->slot->pid = MyProcPid;
+	worker->slot->since = GetCurrentTimestamp();
+	strlcpy(worker->slot->state, "starting", sizeof(worker->slot->state));
+	LWLockRelease(outbox_shared->lock);
+	return wanted;
+}
+
+/* A session of our own: nothing a DBA set for others may reach into it */
+static void
+session_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"idle_session_timeout", "0"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"row_security", "off"},
+		{"zero_damaged_pages", "off"},
+		/* marks need the local disk, and never a standby */
+		{"synchronous_commit", "local"},
+		{"jit", "off"},
+		{"plan_cache_mode", "force_generic_plan"},
+		/* all that a worker reads, it reads by primary key */
+		{"enable_seqscan", "off"},
+		{"enable_bitmapscan", "off"},
+		{"enable_hashjoin", "off"},
+		{"enable_mergejoin", "off"},
+		{"enable_material", "off"},
+		{"max_parallel_workers_per_gather", "0"},
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	if (GetConfigOption("transaction_timeout", true, false) != NULL)
+		SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Looks whether a database has the extension, and tells the launcher */
+static void
+probe_database(Oid database)
+{
+	bool		found;
+
+	StartTransactionCommand();
+	found = OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true));
+	CommitTransactionCommand();
+	if (found)
+		launcher_extension_made(database);
+	outbox_shared->probed = database;
+	proc_exit(0);
+}
+
+void
+outbox_worker_main(Datum arg)
+{
+	WorkerArgs	args;
+	Worker	   *worker = MemoryContextAllocZero(TopMemoryContext, sizeof(Worker));
+
+	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	if (args.kind != WORKER_PROBE && !worker_enter(worker, &args))
+		proc_exit(0);
+	BackgroundWorkerInitializeConnectionByOid(args.database, InvalidOid, 0);
+	if (args.kind == WORKER_PROBE)
+		probe_database(args.database);
+
+	pgstat_report_appname(MyBgworkerEntry->bgw_type);
+	session_settings();
+	CacheRegisterRelcacheCallback(identity_inval, (Datum) 0);
+
+	PG_TRY();
+	{
+		if (args.kind == WORKER_PUBLISHER)
+			publisher_main(worker);
+		else
+			consumer_main(worker);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		error = CopyErrorData();
+		worker_set_error(worker, error->message);
+		MemoryContextSwitchTo(old);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}

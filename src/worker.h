@@ -1,0 +1,102 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.h
+ *	  What publishers and consumers have in common: their session, their
+ *	  bridge, their sleep.
+ *
+ * All of it is called from a worker process only.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef OUTBOX_WORKER_H
+#define OUTBOX_WORKER_H
+
+#include "bridge.h"
+#include "launcher.h"
+#include "outbox.h"
+
+typedef struct Worker
+{
+	WorkerKind	kind;
+	int			number;
+	DatabaseSlot *db;
+	WorkerSlot *slot;			/* what outbox.worker shows */
+	Oid			extension;		/* its OID, checked in every transaction */
+
+	Bridge	   *bridge;			/* NULL: none */
+	bool		bridge_ready;	/* it answered the HELLO */
+	bool		brokers_up;
+	int			bridge_failures;	/* in a row */
+	TimestampTz bridge_started_at;
+	TimestampTz bridge_not_before;	/* a new one may start from then on */
+	uint32		bridge_config;	/* hash of the properties it was given */
+	bool		config_changed; /* a reload has to be compared with that */
+} Worker;
+
+extern PGDLLEXPORT void outbox_worker_main(Datum arg);
+
+/*
+ * Begins a transaction: SPI is connected, no snapshot is taken yet.  False,
+ * with none begun, if the worker has to rest: the extension is being dropped,
+ * of another version, or the database is parked.  Ends the process if the
+ * extension is gone.
+ */
+extern bool worker_begin(Worker *worker);
+
+/* Commits it, as synchronously as the local disk allows */
+extern void worker_commit(Worker *worker);
+
+/*
+ * True if the worker may talk to Kafka: settings allow it, the database isn't
+ * parked, the bridge runs and the brokers are up.  Starts the bridge when it
+ * is due.  To be called at each turn of the main loop, before anything else.
+ */
+extern bool worker_may_work(Worker *worker);
+
+/*
+ * Sleeps until the latch is set, the bridge has something to say, or timeout
+ * milliseconds have passed; answers interrupts, reloads settings, keeps the
+ * bridge's watchdog.  busy: outcomes are waited for.
+ */
+extern void worker_wait(Worker *worker, long timeout, bool busy);
+
+/*
+ * Starts the bridge with the properties of the settings; raises ERROR where
+ * they can't be used.
+ */
+extern void worker_bridge_start(Worker *worker);
+
+/* After a reload: drops the bridge if it needs other properties now */
+extern void worker_bridge_compare(Worker *worker);
+
+/*
+ * The next event from the bridge, false if there is none.  What concerns
+ * every worker (READY, LOG, BROKERS, DIED) is dealt with here; BROKERS and
+ * DIED are returned all the same.  After DIED worker->bridge is NULL.
+ */
+extern bool worker_next_event(Worker *worker, BridgeEvent *event);
+
+/* The bridge did its work well: the next failure is a first one */
+extern void worker_bridge_proved(Worker *worker);
+
+/* Ends the bridge; a new one is started when the worker may work again */
+extern void worker_bridge_drop(Worker *worker, const char *why);
+
+/* What outbox.worker shows */
+extern void worker_set_state(Worker *worker, const char *state);
+extern void worker_set_error(Worker *worker, const char *error);
+
+/*
+ * Exponential back-off with jitter: milliseconds to wait after so many
+ * failures in a row (1 or more), between base and max.
+ */
+extern long backoff_delay(int failures, long base, long max);
+
+/* publisher.c and consumer.c: the main loops; they don't return */
+extern void publisher_main(Worker *worker) pg_attribute_noreturn();
+extern void consumer_main(Worker *worker) pg_attribute_noreturn();
+
+/* identity.c: NULL, or why the workers of this database rest.  Needs SPI. */
+extern const char *identity_check(void);
+
+#endif							/* OUTBOX_WORKER_H */

@@ -1,0 +1,176 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker_bridge.c
+ *	  A worker's bridge: its start, its end, and what both say of it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+
+#include "worker.h"
+
+#define BRIDGE_DELAY_MIN	100
+#define BRIDGE_DELAY_MAX	30000
+
+static void
+note_bridge(Worker *worker, pid_t pid, const char *exit)
+{
+	WorkerSlot *slot = worker->slot;
+
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	slot->bridge_pid = pid;
+	if (exit != NULL)
+	{
+		strlcpy(slot->bridge_last_exit, exit, WORKER_TEXT_LEN);
+		slot->bridge_restarts++;
+	}
+	LWLockRelease(outbox_shared->lock);
+}
+
+static void
+note_brokers(Worker *worker, bool up, const char *reason)
+{
+	DatabaseSlot *db = worker->db;
+
+	worker->brokers_up = up;
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	db->brokers_known = true;
+	db->brokers_up = up;
+	strlcpy(db->brokers_reason, up ? "" : reason, WORKER_TEXT_LEN);
+	LWLockRelease(outbox_shared->lock);
+	if (up)
+		ereport(LOG, (errmsg("connected to Kafka")));
+	else
+	{
+		worker_set_error(worker, reason);
+		ereport(LOG, (errmsg("the Kafka brokers can't be reached: %s", reason)));
+	}
+}
+
+static uint32
+hash_properties(const KafkaProperty *properties, int n)
+{
+	uint32		hash = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		hash = hash_combine(hash, hash_bytes((const unsigned char *) properties[i].name,
+											 strlen(properties[i].name)));
+		hash = hash_combine(hash, hash_bytes((const unsigned char *) properties[i].value,
+											 strlen(properties[i].value)));
+	}
+	return hash;
+}
+
+void
+worker_bridge_start(Worker *worker)
+{
+	int			n;
+	KafkaProperty *properties = kafka_config_load(&n);
+
+	worker->bridge_config = hash_properties(properties, n);
+	worker->config_changed = false;
+	worker->bridge = bridge_start(worker->kind == WORKER_PUBLISHER ?
+								  BRIDGE_PRODUCER : BRIDGE_CONSUMER, properties, n);
+	kafka_config_forget(properties, n);
+	worker->bridge_ready = false;
+	worker->brokers_up = false;
+	worker->bridge_started_at = GetCurrentTimestamp();
+	note_bridge(worker, bridge_pid(worker->bridge), NULL);
+}
+
+void
+worker_bridge_compare(Worker *worker)
+{
+	int			n;
+	KafkaProperty *properties = kafka_config_load(&n);
+	uint32		hash = hash_properties(properties, n);
+
+	kafka_config_forget(properties, n);
+	worker->config_changed = false;
+	if (hash != worker->bridge_config)
+		worker_bridge_drop(worker, "stopped to apply changed settings");
+}
+
+void
+worker_bridge_drop(Worker *worker, const char *why)
+{
+	if (worker->bridge == NULL)
+		return;
+	bridge_stop(worker->bridge);
+	worker->bridge = NULL;
+	worker->bridge_ready = false;
+	worker->brokers_up = false;
+	note_bridge(worker, 0, why);
+}
+
+void
+worker_bridge_proved(Worker *worker)
+{
+	worker->bridge_failures = 0;
+}
+
+static void
+bridge_died(Worker *worker, const char *how)
+{
+	long		delay;
+
+	bridge_stop(worker->bridge);
+	worker->bridge = NULL;
+	worker->bridge_ready = false;
+	worker->brokers_up = false;
+	worker->bridge_failures++;
+	delay = backoff_delay(worker->bridge_failures, BRIDGE_DELAY_MIN, BRIDGE_DELAY_MAX);
+	worker->bridge_not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
+	note_bridge(worker, 0, how);
+	worker_set_error(worker, how);
+	ereport(LOG,
+			(errmsg("the bridge to Kafka ended: %s", how),
+			 errdetail("A new one is started in %ld ms; no message is lost.", delay)));
+}
+
+/* The bridge's log lines go to the server's log under the worker's name */
+static void
+forward_log(const BridgeEvent *event)
+{
+	int			level = DEBUG1;
+
+	if (event->level <= 3)
+		level = WARNING;
+	else if (event->level <= 5)
+		level = LOG;
+	ereport(level, (errmsg("Kafka client: %s", event->text)));
+}
+
+bool
+worker_next_event(Worker *worker, BridgeEvent *event)
+{
+	while (worker->bridge != NULL && bridge_next_event(worker->bridge, event))
+	{
+		switch (event->type)
+		{
+			case BRIDGE_READY:
+				worker->bridge_ready = true;
+				LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+				strlcpy(worker->slot->librdkafka_version,
+						bridge_librdkafka_version(worker->bridge),
+						sizeof(worker->slot->librdkafka_version));
+				LWLockRelease(outbox_shared->lock);
+				break;
+			case BRIDGE_LOG:
+				forward_log(event);
+				break;
+			case BRIDGE_BROKERS:
+				note_brokers(worker, event->up, event->text);
+				return true;
+			case BRIDGE_DIED:
+				bridge_died(worker, event->text);
+				return true;
+			default:
+				return true;
+		}
+	}
+	return false;
+}
