@@ -69,6 +69,7 @@ static char *trigger_name(const char *topic);
 static char *create_trigger_command(Relation table, const char *name, int events,
 									const char *condition, List *arguments);
 static void check_command(const char *command, int nargs);
+static void command_error_callback(void *arg);
 static void execute(const char *command);
 static void advise(Relation table, CaptureArguments *arguments);
 static bool expects_results(const char *topic);
@@ -108,7 +109,7 @@ outbox_attach(PG_FUNCTION_ARGS)
 	for (int i = 0; i < list_length(arguments); i++)
 		args[i] = list_nth(arguments, i);
 	parsed = capture_arguments(table, list_length(arguments), args);
-	events = parse_events(text_array(fcinfo, ARG_EVENTS, "event"));
+	events = parse_events(text_array(fcinfo, ARG_EVENTS, "events"));
 	if (parsed->delete_as_tombstone && !TRIGGER_FOR_DELETE(events))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -163,13 +164,13 @@ text_array(FunctionCallInfo fcinfo, int arg, const char *what)
 		if (isnull[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("the name of a %s must not be null", what)));
+					 errmsg("%s must not have a null among them", what)));
 		list = lappend(list, TextDatumGetCString(values[i]));
 	}
 	if (list == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("at least one %s must be named", what)));
+				 errmsg("%s must not be empty", what)));
 	return list;
 }
 
@@ -183,7 +184,7 @@ parse_events(List *events)
 	if (events == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("the events must not be null")));
+				 errmsg("events must not be null")));
 	foreach(cell, events)
 	{
 		const char *event = lfirst(cell);
@@ -213,7 +214,7 @@ trigger_arguments(FunctionCallInfo fcinfo)
 	if (!PG_ARGISNULL(ARG_KEY))
 		arguments = lappend(arguments,
 							psprintf("key=%s", text_to_cstring(PG_GETARG_TEXT_PP(ARG_KEY))));
-	foreach(cell, text_array(fcinfo, ARG_COLUMNS, "column"))
+	foreach(cell, text_array(fcinfo, ARG_COLUMNS, "columns"))
 		arguments = lappend(arguments, psprintf("column=%s", (char *) lfirst(cell)));
 	if (!PG_ARGISNULL(ARG_HEADERS))
 	{
@@ -278,14 +279,37 @@ create_trigger_command(Relation table, const char *name, int events,
 static void
 check_command(const char *command, int nargs)
 {
-	List	   *statements = raw_parser(command, RAW_PARSE_DEFAULT);
-	Node	   *statement = linitial_node(RawStmt, statements)->stmt;
+	List	   *statements;
+	Node	   *statement;
+	ErrorContextCallback callback;
 
+	callback.callback = command_error_callback;
+	callback.arg = unconstify(char *, command);
+	callback.previous = error_context_stack;
+	error_context_stack = &callback;
+	statements = raw_parser(command, RAW_PARSE_DEFAULT);
+	error_context_stack = callback.previous;
+
+	statement = linitial_node(RawStmt, statements)->stmt;
 	if (list_length(statements) != 1 || !IsA(statement, CreateTrigStmt) ||
 		list_length(((CreateTrigStmt *) statement)->args) != nargs)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("the condition must be one expression")));
+}
+
+/* A syntax error's position is one in the command, not in the caller's query */
+static void
+command_error_callback(void *arg)
+{
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(arg);
+	}
 }
 
 static void

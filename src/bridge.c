@@ -295,6 +295,13 @@ bridge_wants_write(const Bridge *bridge)
 	return !bridge->closed && frame_out_pending(&bridge->out) > 0;
 }
 
+bool
+bridge_has_input(const Bridge *bridge)
+{
+	return !bridge->dead && (bridge->closed || frame_more(&bridge->frame) ||
+							 bridge->in.end - bridge->in.start != bridge->drained);
+}
+
 size_t
 bridge_backlog(const Bridge *bridge)
 {

@@ -157,6 +157,12 @@ extern bool bridge_wants_write(const Bridge *bridge);
  */
 extern void bridge_pump(Bridge *bridge);
 
+/*
+ * True if something was read that bridge_next_event hasn't looked at: the
+ * socket won't say so again, so don't sleep on it.
+ */
+extern bool bridge_has_input(const Bridge *bridge);
+
 /* Takes the next event off the input; false if there is none yet. */
 extern bool bridge_next_event(Bridge *bridge, BridgeEvent *event);
 

@@ -108,6 +108,7 @@ bridge_next_event(Bridge *bridge, BridgeEvent *event)
 			{
 				case FRAME_NONE:
 					memset(&bridge->frame, 0, sizeof(bridge->frame));
+					bridge->drained = bridge->in.end - bridge->in.start;
 					if (!bridge->closed)
 						return false;
 					return died(bridge, event, bridge->hung ?

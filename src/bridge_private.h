@@ -30,6 +30,7 @@ struct Bridge
 	FrameOut	out;
 	FrameIn		in;
 	FrameReader frame;			/* a RECORDS frame being handed out, if more */
+	size_t		drained;		/* bytes of "in" that are no whole frame yet */
 
 	int			max_outcomes;
 	BridgeOutcome *outcomes;

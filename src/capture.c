@@ -303,6 +303,9 @@ capture_row(CaptureSpec *spec, CaptureOp op, TupleTableSlot *row)
 	message.key_len = 0;
 	message.payload = NULL;
 
+	/* The key comes second: a cast to json may use its output for other rows */
+	if (op != OP_DELETE || !spec->delete_as_tombstone)
+		message.payload = json_row(spec->row, row);
 	if (spec->key_column != NULL)
 	{
 		bool		isnull;
@@ -312,9 +315,7 @@ capture_row(CaptureSpec *spec, CaptureOp op, TupleTableSlot *row)
 			message.key = text_output(&spec->key_output, key, &message.key_len);
 	}
 
-	if (op != OP_DELETE || !spec->delete_as_tombstone)
-		message.payload = json_row(spec->row, row);
-	else if (message.key == NULL)
+	if (message.payload == NULL && message.key == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg("null value in column \"%s\", the key of a tombstone for topic \"%s\"",

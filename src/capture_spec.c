@@ -173,7 +173,7 @@ parse_column(CaptureArguments *arguments, Relation table, const char *value)
 
 	if (pg_strncasecmp(rest, "as", 2) == 0 && scanner_isspace(rest[2]))
 		json_name = parse_json_name(rest + 2);
-	else if (*rest != '\0')
+	if (*rest != '\0' && json_name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid column of a payload: \"%s\"", value),
@@ -202,9 +202,8 @@ parse_headers(CaptureArguments *arguments, const char *value)
 }
 
 /*
- * Takes a name, quoted or not, and the white space around it.  An empty name,
- * and one without its closing quote, is left to fail as a column that doesn't
- * exist.
+ * Takes a name, quoted or not, and the white space around it.  An empty name is
+ * left to fail as a column that doesn't exist.
  */
 static char *
 parse_identifier(const char **text, bool *quoted)
@@ -220,10 +219,16 @@ parse_identifier(const char **text, bool *quoted)
 	{
 		for (p++; *p != '\0'; p++)
 		{
-			if (*p == '"' && *++p != '"')
+			if (*p == '"' && p[1] != '"')
 				break;
+			if (*p == '"')
+				p++;
 			appendStringInfoChar(&name, *p);
 		}
+		if (*p++ == '\0')
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("unterminated quoted name: %s", *text)));
 	}
 	else
 	{
@@ -236,7 +241,10 @@ parse_identifier(const char **text, bool *quoted)
 	return name.data;
 }
 
-/* As it is, but for white space around it; double quotes may keep that */
+/*
+ * As it is, but for white space around it; double quotes may keep that.  NULL
+ * if there is none, or something after the quotes.
+ */
 static char *
 parse_json_name(const char *text)
 {
@@ -244,19 +252,17 @@ parse_json_name(const char *text)
 	bool		quoted;
 	char	   *name = parse_identifier(&rest, &quoted);
 
-	if (!quoted && *rest != '\0')
-	{
-		/* several words */
-		while (scanner_isspace(*text))
-			text++;
-		name = pstrdup(text);
-		for (int len = strlen(name); scanner_isspace(name[len - 1]); len--)
-			name[len - 1] = '\0';
-	}
-	else if (*rest != '\0' || (*name == '\0' && !quoted))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid JSON name of a column: \"%s\"", text)));
+	if (quoted)
+		return *rest == '\0' ? name : NULL;
+	if (*name == '\0')
+		return NULL;
+
+	/* it may be several words */
+	while (scanner_isspace(*text))
+		text++;
+	name = pstrdup(text);
+	for (int len = strlen(name); scanner_isspace(name[len - 1]); len--)
+		name[len - 1] = '\0';
 	return name;
 }
 

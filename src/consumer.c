@@ -146,6 +146,8 @@ work(Worker *worker, TimestampTz *wake)
 		result_topics_serve(worker->bridge, GetCurrentTimestamp(), wake);
 		result_topics_show(worker);
 	}
+	else if (worker->brokers_up)
+		return true;			/* they came up just now */
 	else if (worker->bridge_not_before > GetCurrentTimestamp())
 		*wake = Min(*wake, worker->bridge_not_before);
 	return more || anything_to_load();

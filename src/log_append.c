@@ -80,8 +80,8 @@ check_size(const NewMessage *message)
 						   "exceed outbox.max_message_bytes, which is %d.",
 						   payload, key, headers, OUTBOX_MESSAGE_OVERHEAD,
 						   outbox_max_message_bytes),
-				 errhint("Capture fewer columns, or raise outbox.max_message_bytes "
-						 "together with the broker's message.max.bytes.")));
+				 errhint("Make it smaller, or raise outbox.max_message_bytes together with "
+						 "the topic's max.message.bytes.")));
 }
 
 static void

@@ -106,6 +106,8 @@ worker_wait(Worker *worker, long timeout, bool busy)
 	{
 		timeout = Min(timeout, bridge_watchdog(worker->bridge, busy));
 		bridge_pump(worker->bridge);
+		if (bridge_has_input(worker->bridge))
+			timeout = 0;
 	}
 
 	/*
