@@ -1,0 +1,32 @@
+# Tests, the demo and what they are made with; included by the main Makefile.
+
+TEST_BUILD := test/build
+TEST_TOOLS := $(TEST_BUILD)/guard $(TEST_BUILD)/mock_broker $(TEST_BUILD)/ktool
+TEST_CFLAGS = -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wmissing-prototypes \
+	-Wpointer-arith -Wshadow -Wvla
+
+.PHONY: test demo stress test-tools clean-test
+
+test:
+	@test/run-tests.sh
+
+stress:
+	@STRESS=1 test/run-tests.sh
+
+demo:
+	@test/demo.sh
+
+test-tools: $(TEST_TOOLS)
+
+$(TEST_BUILD):
+	mkdir -p $@
+
+$(TEST_BUILD)/guard: test/guard.c | $(TEST_BUILD)
+	$(CC) $(TEST_CFLAGS) -o $@ $<
+
+$(TEST_BUILD)/mock_broker $(TEST_BUILD)/ktool: $(TEST_BUILD)/%: test/%.c | $(TEST_BUILD)
+	$(CC) $(TEST_CFLAGS) $$(pkg-config --cflags rdkafka) -o $@ $< \
+		$$(pkg-config --libs rdkafka) -lpthread -ldl
+
+clean-test:
+	rm -rf $(TEST_BUILD)
