@@ -172,6 +172,9 @@ start_mock()
 		echo "topic $topic 4" >"$work/broker"
 	done
 	broker="librdkafka's mock broker (KAFKA=real make demo takes Apache Kafka)"
+
+	# it answers a fetch at its end, not when a record arrives
+	fetch_wait=10
 }
 
 # A port that nothing listens on, below the range of outgoing connections.
@@ -223,6 +226,7 @@ start_kafka()
 	broker="Apache $(basename "$(dirname "$kafka_lib")")"
 }
 
+fetch_wait=500
 case $kafka in
 	mock) start_mock ;;
 	real) start_kafka ;;
@@ -239,6 +243,7 @@ listen_addresses = ''
 unix_socket_directories = '$work/socket'
 shared_preload_libraries = 'outbox'
 outbox.bootstrap_servers = '$bootstrap'
+outbox.kafka_config = 'fetch.wait.max.ms=$fetch_wait'
 # only to measure with
 track_commit_timestamp = on
 EOC
@@ -326,7 +331,8 @@ to_sent=$(latency 'before')
 
 say 'The inventory service starts; it refuses what is more than it has.'
 background "$work/service.log" "$work/nothing" \
-	"$work/bin/ktool" -b "$bootstrap" service orders order-results --json
+	"$work/bin/ktool" -b "$bootstrap" -X "fetch.wait.max.ms=$fetch_wait" \
+	service orders order-results --json
 wait_until 30 'the answers' all_final
 sql -c "$messages LIMIT 3"
 
