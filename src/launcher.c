@@ -371,6 +371,20 @@ tend_probe(long timeout)
 	return timeout;
 }
 
+/* What made workers fail may be mended now */
+static void
+forget_failures(void)
+{
+	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
+	{
+		for (int j = 0; j < OUTBOX_WORKERS_PER_DATABASE; j++)
+		{
+			launched[i][j].failures = 0;
+			launched[i][j].not_before = 0;
+		}
+	}
+}
+
 static void
 launcher_exit(int code, Datum arg)
 {
@@ -433,6 +447,7 @@ outbox_launcher_main(Datum arg)
 		{
 			ConfigReloadPending = false;
 			ProcessConfigFile(PGC_SIGHUP);
+			forget_failures();
 		}
 
 		if (outbox_shared->launcher_look ||

@@ -93,6 +93,7 @@ answer_interrupts(Worker *worker)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 		worker->config_changed = true;
+		worker->bridge_not_before = 0;
 	}
 }
 
@@ -268,37 +269,29 @@ worker_may_work(Worker *worker)
 {
 	const char *why = settings_say_rest();
 
-	if (why != NULL)
-	{
-		worker_bridge_drop(worker, why);
-		worker_set_state(worker, why);
-		return false;
-	}
-	if (worker->config_changed && worker->bridge != NULL)
+	if (why == NULL && worker->config_changed && worker->bridge != NULL)
 		worker_bridge_compare(worker);
-	if (worker->bridge == NULL)
-	{
-		if (worker->bridge_not_before > GetCurrentTimestamp())
-		{
-			worker_set_state(worker, "waiting to start a new bridge");
-			return false;
-		}
+	if (why == NULL && worker->bridge != NULL && worker->bridge_ready && worker->brokers_up)
+		return true;
 
-		/* also says whether the extension is there and not parked */
-		if (!worker_begin(worker))
-			return false;
-		worker_commit(worker);
-		worker_bridge_start(worker);
-		worker_set_state(worker, "connecting to Kafka");
-	}
-	if (!worker->bridge_ready)
+	/* also at rest, the worker ends with the extension */
+	if (!worker_begin(worker))
 		return false;
-	if (!worker->brokers_up)
+	worker_commit(worker);
+
+	if (why != NULL)
+		worker_bridge_drop(worker, why);
+	else if (worker->bridge != NULL)
+		why = worker->bridge_ready ? "waiting for the Kafka brokers" : "connecting to Kafka";
+	else if (worker->bridge_not_before > GetCurrentTimestamp())
+		why = "waiting to start a new bridge";
+	else
 	{
-		worker_set_state(worker, "waiting for the Kafka brokers");
-		return false;
+		worker_bridge_start(worker);
+		why = "connecting to Kafka";
 	}
-	return true;
+	worker_set_state(worker, why);
+	return false;
 }
 
 /* ---------------------------------------------------------------------
