@@ -35,7 +35,10 @@ static int	ncursors = 0;
 /* Everything in outbox.delayed below it was dealt with */
 static TimestampTz delayed_mark = DT_NOBEGIN;
 
-static TimestampTz next_step = DT_NOBEGIN;
+/* Long ago: at once.  Not DT_NOBEGIN, which differences overflow with. */
+#define AT_ONCE			((TimestampTz) 0)
+
+static TimestampTz next_step = AT_ONCE;
 static Delayed *ready = NULL;
 static int	nready = 0;
 
@@ -404,7 +407,7 @@ recovery_topics_changed(void)
 void
 recovery_wake(void)
 {
-	next_step = DT_NOBEGIN;
+	next_step = AT_ONCE;
 }
 
 void
