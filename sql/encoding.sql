@@ -29,6 +29,9 @@ CREATE TABLE t (id int, b text);
 SELECT outbox.attach('t', 'ascii');
 INSERT INTO t VALUES (1, 'é');
 INSERT INTO t VALUES (2, E'\xff');
+-- the width of a column is the client's idea of the encoding
+\a
 SELECT payload, payload_bytes FROM outbox.message ORDER BY id;
+\a
 \c :regression
 DROP DATABASE regress_outbox_ascii;
