@@ -636,3 +636,14 @@ AS 'MODULE_PATHNAME', 'outbox_adopt' LANGUAGE C;
 REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA outbox FROM PUBLIC;
 REVOKE ALL ON TYPE outbox.message_status FROM PUBLIC;
+DO $$
+DECLARE
+	name name;
+BEGIN
+	-- each has a row type, too
+	FOR name IN SELECT relname FROM pg_catalog.pg_class
+			WHERE relnamespace = 'outbox'::regnamespace AND reltype <> 0 LOOP
+		EXECUTE format('REVOKE ALL ON TYPE outbox.%I FROM PUBLIC', name);
+	END LOOP;
+END
+$$;

@@ -31,9 +31,16 @@ batch_init(Batch *batch)
 }
 
 static bool
+batch_has(const Batch *batch, int quarters)
+{
+	return batch->n >= BATCH_MESSAGES / 4 * quarters ||
+		batch->bytes >= BATCH_BYTES / 4 * quarters;
+}
+
+static bool
 batch_is_full(const Batch *batch)
 {
-	return batch->n == BATCH_MESSAGES || batch->bytes >= BATCH_BYTES;
+	return batch_has(batch, 4);
 }
 
 /* ---------------------------------------------------------------------
@@ -199,6 +206,9 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 
 /* ---------------------------------------------------------------------
  * The sources
+ *
+ * Each has its share of the batch, lest the backlog of one delay the others:
+ * outbox.delayed a quarter, held topics a half, the publish sweep the rest.
  * --------------------------------------------------------------------- */
 
 /*
@@ -213,7 +223,7 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 	Delayed    *forget = palloc(Max(n, 1) * sizeof(Delayed));
 	int			nforget = 0;
 
-	for (int i = 0; i < n && !batch_is_full(batch); i++)
+	for (int i = 0; i < n && !batch_has(batch, 1); i++)
 	{
 		LogRow		row;
 		LogScan    *scan = log_fetch(&ready[i].id, snapshot, &row);
@@ -245,12 +255,14 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 
 /*
  * A held topic's own sweep, below the main one: a single message to probe it,
- * then as many as half a batch.
+ * then its part of the share of "sharers" topics.
  */
 static void
-read_held(Batch *batch, const Sweep *sweep, Held *held, Snapshot snapshot)
+read_held(Batch *batch, const Sweep *sweep, Held *held, int sharers, Snapshot snapshot)
 {
-	int			most = held->state == HELD_PROBING ? 1 : BATCH_MESSAGES / 2;
+	int			most = held->state == HELD_PROBING ? 1 : Max(BATCH_MESSAGES / 2 / sharers, 1);
+	int			most_rows = Max(CATCH_UP_ROWS / sharers, 100);
+	Size		until = batch->bytes + BATCH_BYTES / 2 / sharers;
 	LogScan    *scan = log_scan_begin(held->cursor, snapshot);
 	LogRow		row;
 	int			rows = 0;
@@ -260,7 +272,8 @@ read_held(Batch *batch, const Sweep *sweep, Held *held, Snapshot snapshot)
 	held->upto = held->cursor;
 	while (log_scan_next(scan, &row) && row.clock < sweep_highest(sweep))
 	{
-		if (added == most || rows++ == CATCH_UP_ROWS || batch_is_full(batch))
+		if (added == most || rows++ == most_rows || batch_is_full(batch) ||
+			(added > 0 && batch->bytes >= until))
 		{
 			held->met = false;
 			break;
@@ -280,13 +293,14 @@ static void
 read_all_held(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 {
 	HeldIterator iterator = {0};
+	int			sharers = held_working();
 	Held	   *held;
 
 	while ((held = held_next(&iterator)) != NULL)
 	{
 		held_begin_pass(held);
 		if (!held->released && held->state >= HELD_PROBING && !batch_is_full(batch))
-			read_held(batch, sweep, held, snapshot);
+			read_held(batch, sweep, held, sharers, snapshot);
 	}
 }
 

@@ -19,7 +19,7 @@
 #define BATCH_MESSAGES	4000
 #define BATCH_BYTES		(4 * 1024 * 1024)
 
-/* Rows one pass looks at for a topic that catches up */
+/* Rows one pass looks at for topics that catch up */
 #define CATCH_UP_ROWS	20000
 
 typedef enum MessageSource

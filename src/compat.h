@@ -80,6 +80,18 @@
 #define OUTBOX_DATCONNLIMIT_INVALID (-2)
 #endif
 
+/* The number of this session's transaction */
+#if PG_VERSION_NUM >= 170000
+#define outbox_local_xid() (MyProc->vxid.lxid)
+#else
+#define outbox_local_xid() (MyProc->lxid)
+#endif
+
+/* Before a declaration: the function doesn't return */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 /* What pg_stat_activity says that a worker waits for */
 #if PG_VERSION_NUM >= 170000
 #define outbox_wait_event(name) \

@@ -165,7 +165,8 @@ held_end_pass(void)
 		}
 		else
 		{
-			held->state = HELD_CATCHING_UP;
+			if (held->found > 0)
+				held->state = HELD_CATCHING_UP;
 			held->cursor = Min(held->upto, held->passed_by);
 		}
 		held->dirty = true;
@@ -247,16 +248,16 @@ held_next_question(TimestampTz now)
 	return NULL;
 }
 
-bool
-held_has_work(void)
+int
+held_working(void)
 {
 	HeldIterator iterator = {0};
 	Held	   *held;
-	bool		work = false;
+	int			n = 0;
 
 	while ((held = held_next(&iterator)) != NULL)
-		work = work || (!held->released && held->state >= HELD_PROBING);
-	return work;
+		n += !held->released && held->state >= HELD_PROBING;
+	return n;
 }
 
 TimestampTz

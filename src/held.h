@@ -85,8 +85,8 @@ extern void held_forget_questions(void);
 /* The next one due to be asked for; NULL if none.  It is ASKED then. */
 extern Held *held_next_question(TimestampTz now);
 
-/* True if there is a topic to probe or that catches up */
-extern bool held_has_work(void);
+/* How many topics are to be probed or catch up */
+extern int	held_working(void);
 
 /* When the first WAITING one is due; DT_NOEND if none */
 extern TimestampTz held_next_try(void);

@@ -5,7 +5,8 @@
  *
  * A worker is a session of its database, so DROP DATABASE and its kin would
  * wait for it and fail.  The workers end before such a command runs, and
- * start again when it is over, if the database is still there.
+ * start again when its transaction is over and everybody sees what became of
+ * the database.
  *
  *-------------------------------------------------------------------------
  */
@@ -19,8 +20,8 @@
 #include "commands/defrem.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "storage/ipc.h"
 #include "tcop/utility.h"
+#include "utils/memutils.h"
 
 #include "announce.h"
 #include "compat.h"
@@ -32,8 +33,12 @@ PG_FUNCTION_INFO_V1(outbox_check_preloaded);
 static ProcessUtility_hook_type prev_ProcessUtility_hook = NULL;
 static object_access_hook_type prev_object_access_hook = NULL;
 
-/* This transaction ran the script of CREATE EXTENSION */
+/* What this transaction did: ran the script of CREATE EXTENSION, */
 static bool extension_made = false;
+/* changed pg_database, */
+static bool databases_changed = false;
+/* and keeps the workers of these databases away */
+static List *held_off = NIL;
 
 /*
  * The database that a command wants without sessions, NULL if it wants none
@@ -72,17 +77,24 @@ database_in_the_way(Node *command)
 	if (name == NULL)
 		return NULL;
 	database = get_database_oid(name, true);
-	if (!OidIsValid(database) || database == MyDatabaseId ||
+	if (!OidIsValid(database) ||
+		(database == MyDatabaseId && !IsA(command, CreatedbStmt)) ||
 		outbox_find_database(database) == NULL ||
 		!outbox_database_ownercheck(database, GetUserId()))
 		return NULL;
 	return name;
 }
 
+/* Before that it enters the database, so that its end releases it in any case */
 static void
-release_callback(int code, Datum database)
+hold_off(const char *name)
 {
-	launcher_release(DatumGetObjectId(database));
+	Oid			database = get_database_oid(name, false);
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+
+	held_off = lappend_oid(held_off, database);
+	MemoryContextSwitchTo(old);
+	launcher_hold_off(database);
 }
 
 static void
@@ -104,31 +116,18 @@ outbox_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnly
 					  QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	Node	   *command = pstmt->utilityStmt;
-	bool		creates = IsA(command, CreatedbStmt);
 	bool		commits_prepared = IsA(command, TransactionStmt) &&
 		((TransactionStmt *) command)->kind == TRANS_STMT_COMMIT_PREPARED;
 	const char *name = database_in_the_way(command);
 
 	if (name != NULL)
-	{
-		Oid			database = get_database_oid(name, false);
+		hold_off(name);
 
-		/* also when the session is terminated while the command runs */
-		PG_ENSURE_ERROR_CLEANUP(release_callback, ObjectIdGetDatum(database));
-		{
-			launcher_hold_off(database);
-			run_utility(pstmt, queryString, readOnlyTree, context, params,
-						queryEnv, dest, qc);
-		}
-		PG_END_ENSURE_ERROR_CLEANUP(release_callback, ObjectIdGetDatum(database));
-		launcher_release(database);
-	}
-	else
-		run_utility(pstmt, queryString, readOnlyTree, context, params,
-					queryEnv, dest, qc);
+	/* the template may bring the extension; a template has no workers */
+	if (IsA(command, CreatedbStmt) || IsA(command, AlterDatabaseStmt))
+		databases_changed = true;
+	run_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 
-	if (creates)
-		launcher_look();		/* the template may have brought the extension */
 	if (commits_prepared)
 	{
 		DatabaseSlot *slot = outbox_find_database(MyDatabaseId);
@@ -154,13 +153,19 @@ outbox_object_access(ObjectAccessType access, Oid classId, Oid objectId,
 static void
 hooks_xact_callback(XactEvent event, void *arg)
 {
-	if (!extension_made)
+	ListCell   *cell;
+
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+		event != XACT_EVENT_PREPARE)
 		return;
-	if (event == XACT_EVENT_COMMIT)
+	if (extension_made && event == XACT_EVENT_COMMIT)
 		launcher_extension_made(MyDatabaseId);
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT ||
-		event == XACT_EVENT_PREPARE)
-		extension_made = false;
+	if (databases_changed && event == XACT_EVENT_COMMIT)
+		launcher_look();
+	foreach(cell, held_off)
+		launcher_release(lfirst_oid(cell));
+	extension_made = databases_changed = false;
+	held_off = NIL;				/* its memory goes with the transaction */
 }
 
 /*

@@ -181,17 +181,20 @@ database_allowed(const char *name)
 	return allowed;
 }
 
+/* A probe has no slot: the launcher shows its trouble */
 static void
 note_no_slot(WorkerSlot *slot)
 {
+	WorkerSlot *shown = slot ? slot : &outbox_shared->launcher_slot;
+
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	strlcpy(shown->last_error, "could not start the worker: increase max_worker_processes",
+			sizeof(shown->last_error));
+	shown->last_error_at = GetCurrentTimestamp();
 	if (slot != NULL)
 	{
 		strlcpy(slot->state, "not running: no free background worker slot",
 				sizeof(slot->state));
-		strlcpy(slot->last_error, "could not start the worker: increase max_worker_processes",
-				sizeof(slot->last_error));
-		slot->last_error_at = GetCurrentTimestamp();
 		slot->since = slot->last_error_at;
 	}
 	LWLockRelease(outbox_shared->lock);
@@ -371,7 +374,7 @@ tend_probe(long timeout)
 	return timeout;
 }
 
-/* What made workers fail may be mended now */
+/* After a reload: what failed for want of a setting is tried again at once */
 static void
 forget_failures(void)
 {
@@ -383,6 +386,8 @@ forget_failures(void)
 			launched[i][j].not_before = 0;
 		}
 	}
+	probe.failures = 0;
+	probe.not_before = 0;
 }
 
 static void
@@ -441,7 +446,7 @@ outbox_launcher_main(Datum arg)
 
 		ResetLatch(MyLatch);
 		if (ProcDiePending)
-			proc_exit(0);
+			proc_exit(1);		/* after a 0 the postmaster starts no other */
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)
 		{

@@ -256,8 +256,8 @@ take_watermarks(Partition *partition, Bridge *bridge, int64 low, int64 high)
 		read_from(partition, bridge, PARTITION_ANCHOR, anchor->offset);
 	else
 	{
-		/* the anchor was removed by retention, or there was none */
-		if (anchor->kind != ANCHOR_LOG_START)
+		/* no record, or retention removed it: the start is all we know */
+		if (anchor->kind != ANCHOR_LOG_START || anchor->offset < low)
 		{
 			anchor->kind = ANCHOR_LOG_START;
 			anchor->offset = low;

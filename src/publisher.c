@@ -296,7 +296,7 @@ move_on(Publisher *publisher)
 		publisher->more = publisher->more || publisher->worker->bridge != NULL;
 	}
 	held_end_pass();
-	if (batch->upto < publisher->sweep.clock || held_has_work())
+	if (batch->upto < publisher->sweep.clock || held_working() > 0)
 		publisher->more = true;
 }
 

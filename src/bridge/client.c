@@ -72,7 +72,6 @@ static const Property consumer_forced[] = {
 };
 
 static char last_error[512];	/* what a broker's connection died of */
-static rd_kafka_resp_err_t reported_down;	/* 0: up, or nothing said yet */
 static int64_t probe_at;		/* 0: no probe is due */
 static int64_t log_window;
 static int	log_lines;
@@ -81,7 +80,7 @@ static int	log_dropped;
 static void set_properties(rd_kafka_conf_t *conf, const Property *property);
 static void set_settings(rd_kafka_conf_t *conf, FrameReader *hello);
 static const char *version_warning(void);
-static void report_down(rd_kafka_resp_err_t err, const char *reason);
+static void report_down(const char *reason);
 static void serve_error(rd_kafka_event_t *event);
 static void serve_fatal(void);
 static void serve_log(rd_kafka_event_t *event);
@@ -286,12 +285,12 @@ client_metadata_answered(rd_kafka_resp_err_t err)
 {
 	if (err != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
-		report_down(err, last_error[0] ? last_error : "no broker answers");
+		report_down(last_error[0] ? last_error : "no broker answered within 2 seconds");
 		return;
 	}
 	probe_at = 0;
 	last_error[0] = '\0';
-	reported_down = RD_KAFKA_RESP_ERR_NO_ERROR;
+	client.brokers_down = false;
 	if (client.brokers_up)
 		return;
 	client.brokers_up = true;
@@ -303,17 +302,20 @@ client_metadata_answered(rd_kafka_resp_err_t err)
 
 /* Says that the brokers are down, unless it was said, and keeps asking */
 static void
-report_down(rd_kafka_resp_err_t err, const char *reason)
+report_down(const char *reason)
 {
+	topics_distrust();
 	probe_at = now_ms() + PROBE_INTERVAL_MS;
-	if (reported_down != RD_KAFKA_RESP_ERR_NO_ERROR)
+	if (client.brokers_down)
 		return;
-	reported_down = err;
+	client.brokers_down = true;
 	client.brokers_up = false;
 	frame_begin(&client.out, FRAME_BROKERS);
 	put_u8(&client.out, 0);
 	put_string(&client.out, reason);
 	frame_end(&client.out);
+	if (client.role == BRIDGE_PRODUCER)
+		produce_give_up_waiting(RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN);
 }
 
 /*
@@ -336,13 +338,14 @@ serve_error(rd_kafka_event_t *event)
 		return;
 	}
 	topics_distrust();
+	client.trouble_at = now_ms();
 	if (err != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
 		snprintf(last_error, sizeof(last_error), "%s", text);
 	if (err == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN ? last_error[0] != '\0' :
 		(!client.brokers_up && (err == RD_KAFKA_RESP_ERR__AUTHENTICATION ||
 								err == RD_KAFKA_RESP_ERR__SSL ||
 								err == RD_KAFKA_RESP_ERR__RESOLVE)))
-		report_down(err, last_error);
+		report_down(last_error);
 	else if (client.brokers_up)
 		client_probe();
 }
@@ -356,7 +359,7 @@ serve_fatal(void)
 
 	client.finished = true;
 	if (err == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED)
-		report_down(err, text);
+		report_down(text);
 	if (client.role == BRIDGE_PRODUCER)
 		produce_purge();
 }

@@ -29,7 +29,9 @@ typedef struct Client
 	int			wakeup;			/* eventfd: librdkafka or a helper has news */
 	FrameOut	out;
 	bool		finished;		/* rd_kafka_fatal_error: no use going on */
-	bool		brokers_up;
+	bool		brokers_up;		/* one answered, the last time */
+	bool		brokers_down;	/* none did, or so it was reported */
+	int64_t		trouble_at;		/* last error of a connection */
 } Client;
 
 extern Client client;
@@ -50,7 +52,19 @@ extern void client_probe(void);
 extern void client_log(int level, const char *format,...)
 			__attribute__((format(printf, 2, 3)));
 
-/*---- topic.c: what is known of the topics ----*/
+/*---- record.c: records on their way out ----*/
+
+typedef struct Record
+{
+	uint32_t	index;
+	const char *topic;
+	const void *key;
+	int32_t		key_len;
+	const void *value;
+	int32_t		value_len;
+	uint32_t	nheaders;
+	FrameReader headers;		/* stands at the first one */
+} Record;
 
 /* A record that waits for metadata or for room in the producer's queue */
 typedef struct Waiting
@@ -64,14 +78,28 @@ typedef struct WaitingList
 {
 	Waiting    *first;
 	Waiting   **last;			/* NULL while the list is empty */
-	size_t		bytes;
 } WaitingList;
+
+extern void record_read(FrameReader *frame, Record *record);
+extern rd_kafka_headers_t *record_headers(const Record *record);
+extern void waiting_add(WaitingList *list, const unsigned char *item, size_t len);
+extern Waiting *waiting_take(WaitingList *list);
+extern void waiting_move(WaitingList *list, WaitingList *to);
+extern size_t waiting_bytes(void);
+
+/*---- outcome.c ----*/
+extern void outcome_unsent(uint32_t index, OutcomeClass class, int32_t partition,
+						   rd_kafka_resp_err_t err);
+extern void outcome_report(const rd_kafka_message_t *message, OutcomeClass class);
+
+/*---- topic.c: what is known of the topics ----*/
 
 typedef struct Partition
 {
 	int32_t		leader;			/* -1: there is none */
-	rd_kafka_resp_err_t err;	/* why a record failed, in that batch */
-	uint32_t	failed_batch;
+	uint32_t	outstanding;	/* records with librdkafka */
+	uint32_t	failed_batch;	/* a record failed in that batch */
+	rd_kafka_resp_err_t failed_err;
 } Partition;
 
 struct Topic
@@ -84,6 +112,7 @@ struct Topic
 	bool		verified;		/* the answer is still believed */
 	rd_kafka_resp_err_t err;	/* of the last answer */
 	int32_t		npartitions;	/* -1 if unknown */
+	int32_t		allocated;		/* partitions there is room for */
 	Partition  *partitions;
 	int32_t		leaderless;
 	int32_t		replication_factor;
@@ -91,6 +120,7 @@ struct Topic
 	bool		changed;		/* against what was last reported */
 	int64_t		answered_at;
 	uint32_t	failed_batch;	/* producer: a record failed in that batch */
+	rd_kafka_resp_err_t failed_err;
 	uint32_t	outstanding;	/* producer: records with librdkafka */
 	uint32_t	readings;		/* consumer: partitions being read */
 	WaitingList waiting;		/* producer: records before metadata */
@@ -133,6 +163,7 @@ extern void produce_oversize(uint32_t index);
 extern void produce_reports(rd_kafka_event_t *event);
 extern void produce_topic_answered(Topic *topic, rd_kafka_resp_err_t err);
 extern void produce_end_batch(void);
+extern void produce_give_up_waiting(rd_kafka_resp_err_t err);
 extern void produce_purge(void);
 extern bool produce_blocked(void);
 extern int	produce_tick(int64_t now);

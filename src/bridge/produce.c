@@ -30,21 +30,9 @@
 #define REFRESH_MS			60000
 #define PURGE_AGAIN_MS		200
 
-typedef struct Record
-{
-	uint32_t	index;
-	const char *topic;
-	const void *key;
-	int32_t		key_len;
-	const void *value;
-	int32_t		value_len;
-	uint32_t	nheaders;
-	FrameReader headers;		/* stands at the first one */
-} Record;
-
 static WaitingList no_room;
-static size_t waiting_bytes;
 static uint32_t outstanding;	/* records with librdkafka */
+static int64_t handed_at;		/* when the first of these was handed over */
 static int64_t progress_at;		/* last sign that it gets on with them */
 static int64_t purge_at;		/* 0: not purging */
 
@@ -55,52 +43,27 @@ static int64_t purge_at;		/* 0: not purging */
 static uint32_t batch = 1;
 static bool batch_ended;
 
-static void read_record(FrameReader *frame, Record *record);
-static void wait_in(WaitingList *list, const unsigned char *item, size_t len);
 static void retry_waiting(WaitingList *list);
 static void produce_item(const unsigned char *item, size_t len, const Record *record);
+static void produce_to(Topic *topic, int32_t partition, const unsigned char *item,
+					   size_t len, const Record *record);
 static bool trusted(const Topic *topic, int64_t now);
 static int32_t choose_partition(const Topic *topic, const Record *record);
-static rd_kafka_headers_t *make_headers(const Record *record);
 static rd_kafka_resp_err_t hand_over(Topic *topic, const Record *record, int32_t partition);
-static void report(uint32_t index, OutcomeClass class, int persisted,
-				   int32_t partition, int64_t offset, rd_kafka_resp_err_t err);
-static void report_unsent(uint32_t index, OutcomeClass class, int32_t partition,
-						  rd_kafka_resp_err_t err);
-static void refuse(uint32_t index, Topic *topic, int32_t partition, rd_kafka_resp_err_t err);
-static void report_behind(uint32_t index, const Topic *topic, int32_t partition);
 static void note_failure(Topic *topic, int32_t partition, rd_kafka_resp_err_t err);
+static void refuse(uint32_t index, Topic *topic, int32_t partition, rd_kafka_resp_err_t err);
+static void refuse_behind(uint32_t index, const Topic *topic, int32_t partition);
 static void give_up_waiting(WaitingList *list, rd_kafka_resp_err_t err);
-static void give_up_all_waiting(rd_kafka_resp_err_t err);
+static bool all_leaderless(void);
+static void purge(int flags);
 
 /*---- in ----*/
-
-/* Reads one item, leaving the frame behind it */
-static void
-read_record(FrameReader *frame, Record *record)
-{
-	int32_t		len;
-
-	record->index = get_u32(frame);
-	record->topic = get_string(frame);
-	record->key = get_blob(frame, &record->key_len);
-	record->value = get_blob(frame, &record->value_len);
-	record->nheaders = get_u32(frame);
-	record->headers = *frame;
-	for (uint32_t i = 0; i < record->nheaders && !frame->bad; i++)
-	{
-		get_string(frame);
-		get_blob(frame, &len);
-	}
-	if (frame->bad)
-		fatal("received a malformed record");
-}
 
 /* PRODUCE */
 void
 produce_frame(FrameReader *frame)
 {
-	if (batch_ended && outstanding == 0 && waiting_bytes == 0)
+	if (batch_ended && outstanding == 0 && waiting_bytes() == 0)
 	{
 		batch++;
 		batch_ended = false;
@@ -111,10 +74,10 @@ produce_frame(FrameReader *frame)
 		size_t		len;
 		Record		record;
 
-		read_record(frame, &record);
+		record_read(frame, &record);
 		len = (size_t) (frame->next - item);
 		if (no_room.first != NULL)
-			wait_in(&no_room, item, len);
+			waiting_add(&no_room, item, len);
 		else
 			produce_item(item, len, &record);
 	}
@@ -124,7 +87,7 @@ produce_frame(FrameReader *frame)
 void
 produce_oversize(uint32_t index)
 {
-	report_unsent(index, OUTCOME_REJECTED, -1, RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
+	outcome_unsent(index, OUTCOME_REJECTED, -1, RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
 }
 
 /* FLUSH: what comes after the outcomes of all so far is another batch */
@@ -138,56 +101,38 @@ produce_end_batch(void)
 bool
 produce_blocked(void)
 {
-	return waiting_bytes > WAITING_MAX;
-}
-
-static void
-wait_in(WaitingList *list, const unsigned char *item, size_t len)
-{
-	Waiting    *waiting = xalloc(sizeof(Waiting) + len);
-
-	waiting->len = len;
-	memcpy(waiting->item, item, len);
-	if (list->first == NULL)
-		list->last = &list->first;
-	*list->last = waiting;
-	list->last = &waiting->next;
-	waiting_bytes += len;
+	return waiting_bytes() > WAITING_MAX;
 }
 
 /*
- * Tries the records of a list again, in order.  One that has to go on waiting
- * stays at the head of the list; it is the caller's to see that nothing of
- * its topic overtakes it.
+ * Tries the records of a list again, in order.  One that finds no room goes
+ * to the list of those, and all of the rest behind it.
  */
 static void
 retry_waiting(WaitingList *list)
 {
-	WaitingList again = *list;
+	WaitingList again = {NULL, NULL};
+	Waiting    *waiting;
 
-	list->first = NULL;
-	while (again.first != NULL)
+	waiting_move(list, &again);
+	while (list != &no_room || no_room.first == NULL)
 	{
-		Waiting    *waiting = again.first;
-		FrameReader frame = {waiting->item, waiting->item + waiting->len, FRAME_PRODUCE, false};
+		FrameReader frame = {NULL, NULL, FRAME_PRODUCE, false};
 		Record		record;
 
-		if (list->first != NULL)
-		{
-			/* The head of the list had no luck: the rest stays behind it */
-			*list->last = again.first;
-			list->last = again.last;
+		waiting = waiting_take(&again);
+		if (waiting == NULL)
 			return;
-		}
-		again.first = waiting->next;
-		waiting_bytes -= waiting->len;
-		read_record(&frame, &record);
-		if (list != &no_room && no_room.first != NULL)
-			wait_in(&no_room, waiting->item, waiting->len);
+		frame.next = waiting->item;
+		frame.end = waiting->item + waiting->len;
+		record_read(&frame, &record);
+		if (no_room.first != NULL)
+			waiting_add(&no_room, waiting->item, waiting->len);
 		else
 			produce_item(waiting->item, waiting->len, &record);
 		free(waiting);
 	}
+	waiting_move(&again, &no_room);
 }
 
 /* Produces a record, answers it, or lets it wait */
@@ -196,46 +141,60 @@ produce_item(const unsigned char *item, size_t len, const Record *record)
 {
 	Topic	   *topic = topic_get(record->topic);
 	int64_t		now = now_ms();
-	int32_t		partition;
-	rd_kafka_resp_err_t err;
 
 	if (client.finished)
+		refuse(record->index, topic, -1, RD_KAFKA_RESP_ERR__FATAL);
+	else if (client.brokers_down)
+		refuse(record->index, topic, -1, RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN);
+	else if (topic->rkt != NULL && (topic->waiting.first != NULL || !trusted(topic, now)))
 	{
-		report_unsent(record->index, OUTCOME_CLIENT_FINISHED, -1, RD_KAFKA_RESP_ERR__FATAL);
-		return;
-	}
-	if (topic->rkt != NULL && (topic->waiting.first != NULL || !trusted(topic, now)))
-	{
-		wait_in(&topic->waiting, item, len);
+		waiting_add(&topic->waiting, item, len);
 		topic_ask(topic);
-		return;
 	}
-	if (topic->err != RD_KAFKA_RESP_ERR_NO_ERROR || topic->failed_batch == batch)
-	{
-		refuse(record->index, topic, -1, topic->err ? topic->err : RD_KAFKA_RESP_ERR__PURGE_QUEUE);
-		return;
-	}
-	if (now - topic->answered_at > REFRESH_MS)
-		topic_ask(topic);
-
-	partition = choose_partition(topic, record);
-	if (topic->partitions[partition].failed_batch == batch)
-		report_behind(record->index, topic, partition);
-	else if (topic->partitions[partition].leader < 0)
-		refuse(record->index, topic, partition, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE);
+	else if (topic->err != RD_KAFKA_RESP_ERR_NO_ERROR)
+		refuse(record->index, topic, -1, topic->err);
+	else if (topic->failed_batch == batch)
+		refuse(record->index, topic, -1, topic->failed_err);
 	else
 	{
-		err = hand_over(topic, record, partition);
-		if (err == RD_KAFKA_RESP_ERR__QUEUE_FULL)
-			wait_in(&no_room, item, len);
-		else if (err == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE)
-			produce_oversize(record->index);
-		else if (err != RD_KAFKA_RESP_ERR_NO_ERROR)
-		{
+		if (now - topic->answered_at > REFRESH_MS)
+			topic_ask(topic);
+		produce_to(topic, choose_partition(topic, record), item, len, record);
+	}
+}
+
+static void
+produce_to(Topic *topic, int32_t partition, const unsigned char *item, size_t len,
+		   const Record *record)
+{
+	rd_kafka_resp_err_t err;
+
+	if (topic->partitions[partition].failed_batch == batch)
+	{
+		refuse_behind(record->index, topic, partition);
+		return;
+	}
+	if (topic->partitions[partition].leader < 0)
+	{
+		refuse(record->index, topic, partition, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE);
+		return;
+	}
+	err = hand_over(topic, record, partition);
+	switch (err)
+	{
+		case RD_KAFKA_RESP_ERR_NO_ERROR:
+			break;
+		case RD_KAFKA_RESP_ERR__QUEUE_FULL:
+			waiting_add(&no_room, item, len);
+			break;
+		case RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE:
+			outcome_unsent(record->index, classify_refusal(err), partition, err);
+			break;
+		default:
 			/* librdkafka knows better than we: ask before the next one */
 			topic->verified = false;
 			refuse(record->index, topic, partition, err);
-		}
+			break;
 	}
 }
 
@@ -269,30 +228,10 @@ choose_partition(const Topic *topic, const Record *record)
 	return 0;
 }
 
-static rd_kafka_headers_t *
-make_headers(const Record *record)
-{
-	FrameReader frame = record->headers;
-	rd_kafka_headers_t *headers;
-
-	if (record->nheaders == 0)
-		return NULL;
-	headers = rd_kafka_headers_new(record->nheaders);
-	for (uint32_t i = 0; i < record->nheaders; i++)
-	{
-		const char *name = get_string(&frame);
-		int32_t		len;
-		const void *value = get_blob(&frame, &len);
-
-		rd_kafka_header_add(headers, name, -1, value, value ? len : 0);
-	}
-	return headers;
-}
-
 static rd_kafka_resp_err_t
 hand_over(Topic *topic, const Record *record, int32_t partition)
 {
-	rd_kafka_headers_t *headers = make_headers(record);
+	rd_kafka_headers_t *headers = record_headers(record);
 	rd_kafka_resp_err_t err;
 
 	err = rd_kafka_producev(client.rk,
@@ -312,38 +251,13 @@ hand_over(Topic *topic, const Record *record, int32_t partition)
 		return err;
 	}
 	if (outstanding++ == 0)
-		progress_at = now_ms();
+		handed_at = progress_at = now_ms();
 	topic->outstanding++;
+	topic->partitions[partition].outstanding++;
 	return err;
 }
 
 /*---- out ----*/
-
-/*
- * The text is that of the code: rd_kafka_message_errstr takes a produced
- * record's payload for one.
- */
-static void
-report(uint32_t index, OutcomeClass class, int persisted, int32_t partition,
-	   int64_t offset, rd_kafka_resp_err_t err)
-{
-	frame_item(&client.out, FRAME_OUTCOMES);
-	put_u32(&client.out, index);
-	put_u8(&client.out, (uint8_t) class);
-	put_u8(&client.out, (uint8_t) persisted);
-	put_u32(&client.out, (uint32_t) partition);
-	put_u64(&client.out, (uint64_t) offset);
-	put_string(&client.out, class == OUTCOME_OK ? "" : error_name(err));
-	put_string(&client.out, class == OUTCOME_OK ? "" : rd_kafka_err2str(err));
-}
-
-/* The outcome of a record that librdkafka never had */
-static void
-report_unsent(uint32_t index, OutcomeClass class, int32_t partition,
-			  rd_kafka_resp_err_t err)
-{
-	report(index, class, PERSISTED_NOT, partition, -1, err);
-}
 
 /* Remembers, until the batch is over, that nothing may follow this record */
 static void
@@ -352,10 +266,13 @@ note_failure(Topic *topic, int32_t partition, rd_kafka_resp_err_t err)
 	if (partition >= 0 && partition < topic->npartitions)
 	{
 		topic->partitions[partition].failed_batch = batch;
-		topic->partitions[partition].err = err;
+		topic->partitions[partition].failed_err = err;
 	}
 	else
+	{
 		topic->failed_batch = batch;
+		topic->failed_err = err;
+	}
 }
 
 /* The outcome of a record that can't go out as things are */
@@ -363,14 +280,14 @@ static void
 refuse(uint32_t index, Topic *topic, int32_t partition, rd_kafka_resp_err_t err)
 {
 	note_failure(topic, partition, err);
-	report_unsent(index, classify_refusal(err), partition, err);
+	outcome_unsent(index, classify_refusal(err), partition, err);
 }
 
 /* The outcome of a record that may not overtake one that failed */
 static void
-report_behind(uint32_t index, const Topic *topic, int32_t partition)
+refuse_behind(uint32_t index, const Topic *topic, int32_t partition)
 {
-	rd_kafka_resp_err_t err = topic->partitions[partition].err;
+	rd_kafka_resp_err_t err = topic->partitions[partition].failed_err;
 
 	switch (classify_outcome(err))
 	{
@@ -382,7 +299,7 @@ report_behind(uint32_t index, const Topic *topic, int32_t partition)
 		default:
 			break;
 	}
-	report_unsent(index, classify_outcome(err), partition, err);
+	outcome_unsent(index, classify_outcome(err), partition, err);
 }
 
 /* Delivery reports */
@@ -395,29 +312,17 @@ produce_reports(rd_kafka_event_t *event)
 	{
 		Topic	   *topic = rd_kafka_topic_opaque(message->rkt);
 		OutcomeClass class = classify_outcome(message->err);
-		int			persisted = PERSISTED_NOT;
 
-		switch (rd_kafka_message_status(message))
-		{
-			case RD_KAFKA_MSG_STATUS_NOT_PERSISTED:
-				persisted = PERSISTED_NOT;
-				break;
-			case RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED:
-				persisted = PERSISTED_POSSIBLY;
-				break;
-			case RD_KAFKA_MSG_STATUS_PERSISTED:
-				persisted = PERSISTED_YES;
-				break;
-		}
 		if (class != OUTCOME_OK)
 		{
 			topic->verified = false;
 			note_failure(topic, message->partition, message->err);
 		}
-		topic->outstanding--;
 		outstanding--;
-		report((uint32_t) (uintptr_t) message->_private, class, persisted,
-			   message->partition, message->offset, message->err);
+		topic->outstanding--;
+		if (message->partition >= 0 && message->partition < topic->allocated)
+			topic->partitions[message->partition].outstanding--;
+		outcome_report(message, class);
 	}
 	progress_at = now_ms();
 	if (outstanding == 0)
@@ -425,53 +330,85 @@ produce_reports(rd_kafka_event_t *event)
 	retry_waiting(&no_room);
 }
 
-/* Metadata have come, or no answer: the topic's records needn't wait more */
+/*
+ * Metadata have come, or no answer: the topic's records needn't wait more.
+ *
+ * If all that librdkafka still has is for partitions without a leader, and no
+ * connection broke since it got the first of it, then nothing of it can have
+ * been sent without an answer: it goes back.
+ */
 void
 produce_topic_answered(Topic *topic, rd_kafka_resp_err_t err)
 {
 	if (err != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
-		if (topic->waiting.first != NULL)
-			note_failure(topic, -1, err);
 		give_up_waiting(&topic->waiting, err);
+		return;
 	}
-	else
-		retry_waiting(&topic->waiting);
+	retry_waiting(&topic->waiting);
+	if (topic->leaderless > 0 && outstanding > 0 && client.trouble_at < handed_at &&
+		now_ms() - progress_at >= STALLED_MS && all_leaderless())
+		purge(RD_KAFKA_PURGE_F_QUEUE);
 }
 
+/* Is there no leader for anything outstanding? */
+static bool
+all_leaderless(void)
+{
+	uint32_t	hopeless = 0;
+
+	for (Topic *topic = topic_first(); topic != NULL; topic = topic->all)
+	{
+		for (int32_t i = 0; topic->outstanding > 0 && i < topic->npartitions; i++)
+		{
+			if (topic->partitions[i].leader < 0)
+				hopeless += topic->partitions[i].outstanding;
+		}
+	}
+	return hopeless == outstanding;
+}
+
+/* Nothing that waits will go out, nor what follows it in this batch */
 static void
 give_up_waiting(WaitingList *list, rd_kafka_resp_err_t err)
 {
-	while (list->first != NULL)
-	{
-		Waiting    *waiting = list->first;
-		FrameReader frame = {waiting->item, waiting->item + waiting->len, FRAME_PRODUCE, false};
+	Waiting    *waiting;
 
-		list->first = waiting->next;
-		waiting_bytes -= waiting->len;
-		report_unsent(get_u32(&frame), classify_outcome(err), -1, err);
+	while ((waiting = waiting_take(list)) != NULL)
+	{
+		FrameReader frame = {waiting->item, waiting->item + waiting->len, FRAME_PRODUCE, false};
+		Record		record;
+
+		record_read(&frame, &record);
+		refuse(record.index, topic_get(record.topic), -1, err);
 		free(waiting);
 	}
 }
 
-static void
-give_up_all_waiting(rd_kafka_resp_err_t err)
+/* The same for all lists: PURGE, or the brokers are down */
+void
+produce_give_up_waiting(rd_kafka_resp_err_t err)
 {
-	give_up_waiting(&no_room, err);
 	for (Topic *topic = topic_first(); topic != NULL; topic = topic->all)
 		give_up_waiting(&topic->waiting, err);
+	give_up_waiting(&no_room, err);
+}
+
+static void
+purge(int flags)
+{
+	rd_kafka_purge(client.rk, flags | RD_KAFKA_PURGE_F_NON_BLOCKING);
 }
 
 /* PURGE: every record gets its outcome now */
 void
 produce_purge(void)
 {
-	give_up_all_waiting(RD_KAFKA_RESP_ERR__PURGE_QUEUE);
+	produce_give_up_waiting(RD_KAFKA_RESP_ERR__PURGE_QUEUE);
 	topics_distrust();
 	if (outstanding == 0)
 		return;
-	rd_kafka_purge(client.rk, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT |
-				   RD_KAFKA_PURGE_F_NON_BLOCKING);
+	purge(RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
 	purge_at = now_ms() + PURGE_AGAIN_MS;
 }
 

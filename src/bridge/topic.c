@@ -105,6 +105,11 @@ topic_ask_for_worker(const char *name)
 		topic_report(topic);
 		return;
 	}
+	if (client.brokers_down)
+	{
+		topic_report_error(topic, RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN);
+		return;
+	}
 	topic->asked = true;
 	topic_ask(topic);
 }
@@ -120,15 +125,16 @@ learn(Topic *topic, MetadataAnswer *answer)
 	bool		news = topic->answered_at != 0 &&
 		(topic->err != answer->topic_err || topic->npartitions != n);
 
-	if (n > topic->npartitions)
+	if (n > topic->allocated)
 	{
 		Partition  *partitions = xalloc((size_t) n * sizeof(Partition));
 
-		if (topic->npartitions > 0)
+		if (topic->allocated > 0)
 			memcpy(partitions, topic->partitions,
-				   (size_t) topic->npartitions * sizeof(Partition));
+				   (size_t) topic->allocated * sizeof(Partition));
 		free(topic->partitions);
 		topic->partitions = partitions;
+		topic->allocated = n;
 	}
 	topic->leaderless = 0;
 	for (int32_t i = 0; i < n; i++)
