@@ -216,12 +216,13 @@ COMMENT ON TABLE outbox.consumer_offset IS
 	'positions on the topics this database reads, changed with what the records did';
 
 -- The data of these go into a dump.  The cursors don't: they start over, and
--- too low a cursor is right, only slower.
+-- too low a cursor is right, only slower.  Nor does the identity: a log that is
+-- restored is a copy.
 DO $$
 DECLARE
 	name text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'delayed', 'identity', 'topic_config',
+	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'delayed', 'topic_config',
 								'topic_grant', 'topic_state', 'consumer_offset'] LOOP
 		PERFORM pg_catalog.pg_extension_config_dump(('outbox.' || name)::regclass, '');
 	END LOOP;
@@ -235,7 +236,7 @@ $$;
  * Capture
  * --------------------------------------------------------------------- */
 
--- The trigger function; what its arguments mean is in doc/reference.md.
+-- The trigger function; what its arguments mean is in doc/capture.md.
 CREATE FUNCTION outbox.capture() RETURNS trigger
 AS 'MODULE_PATHNAME', 'outbox_capture' LANGUAGE C;
 
@@ -631,6 +632,9 @@ AS 'MODULE_PATHNAME', 'outbox_forget_grants' LANGUAGE C;
 -- Makes a parked database (a clone, a restore) go on from here.
 CREATE FUNCTION outbox.adopt() RETURNS void
 AS 'MODULE_PATHNAME', 'outbox_adopt' LANGUAGE C;
+
+-- The log is this database's own.
+SELECT outbox.adopt();
 
 -- Removes what was granted to PUBLIC by default.
 REVOKE ALL ON ALL TABLES IN SCHEMA outbox FROM PUBLIC;

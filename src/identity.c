@@ -25,6 +25,7 @@
 #include "utils/lsyscache.h"
 
 #include "announce.h"
+#include "compat.h"
 #include "store.h"
 #include "worker.h"
 
@@ -112,14 +113,14 @@ outbox_log_guard(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("outbox.log_guard must be called as a trigger")));
-	if (outbox_shared != NULL && parked_in != MyProc->lxid)
+	if (outbox_shared != NULL && parked_in != outbox_local_xid())
 	{
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "SPI_connect failed");
 		identity_write("messages were loaded into its log");
 		SPI_finish();
 		identity_changed();
-		parked_in = MyProc->lxid;
+		parked_in = outbox_local_xid();
 	}
 	PG_RETURN_POINTER(NULL);
 }
@@ -134,5 +135,8 @@ outbox_adopt(PG_FUNCTION_ARGS)
 	identity_write(NULL);
 	SPI_finish();
 	identity_changed();
+
+	/* ids that were loaded may be above the clock */
+	pg_atomic_write_u32(&outbox_my_database()->floor_known, 0);
 	PG_RETURN_VOID();
 }

@@ -12,6 +12,7 @@
 #define OUTBOX_WORKER_H
 
 #include "bridge.h"
+#include "compat.h"
 #include "launcher.h"
 #include "outbox.h"
 
@@ -93,8 +94,8 @@ extern void worker_set_error(Worker *worker, const char *error);
 extern long backoff_delay(int failures, long base, long max);
 
 /* publisher.c and consumer.c: the main loops; they don't return */
-extern void publisher_main(Worker *worker) pg_attribute_noreturn();
-extern void consumer_main(Worker *worker) pg_attribute_noreturn();
+pg_noreturn extern void publisher_main(Worker *worker);
+pg_noreturn extern void consumer_main(Worker *worker);
 
 /* identity.c: NULL, or why the workers of this database rest.  Needs SPI. */
 extern const char *identity_check(void);
