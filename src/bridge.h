@@ -32,6 +32,7 @@ typedef enum OutcomeClass
 	OUTCOME_TOPIC_DENIED,
 	OUTCOME_TOPIC_MISCONFIGURED,
 	OUTCOME_CLIENT_FINISHED,	/* the producer is unusable: a new bridge */
+	OUTCOME_BEHIND,				/* kept back, lest it overtakes one that failed */
 	OUTCOME_UNKNOWN				/* any other error: try again later */
 } OutcomeClass;
 

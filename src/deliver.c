@@ -116,6 +116,9 @@ settle(Delivery *delivery, const BridgeOutcome *outcome)
 			message->fate = FATE_LEFT;
 			delivery->client_finished = true;
 			break;
+		case OUTCOME_BEHIND:
+			message->fate = FATE_LEFT;
+			break;
 		case OUTCOME_RETRIABLE:
 		case OUTCOME_UNKNOWN:
 			/* where no broker answers it isn't the topic's fault */

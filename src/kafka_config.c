@@ -302,34 +302,32 @@ check_secrets_file(int fd, const char *path)
 				 errdetail("At most %d bytes are read.", MAX_SECRETS_SIZE)));
 }
 
+/* Outside of transactions too, so that nobody else would close the file */
 static void
 load_secrets(KafkaProperty *properties, int *n, const char *path)
 {
 	char	   *text = palloc0(MAX_SECRETS_SIZE + 1);
 	int			fd;
-	ssize_t		len;
 
 	/* Not blocking, should it turn out to be a pipe */
-	fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | PG_BINARY);
+	fd = BasicOpenFile(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | PG_BINARY);
 	if (fd < 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not open secrets file \"%s\": %m", path),
 				 errhint("The setting outbox.kafka_secrets_file names it.")));
-	check_secrets_file(fd, path);
-	len = read(fd, text, MAX_SECRETS_SIZE);
-	if (len < 0)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not read file \"%s\": %m", path)));
-	CloseTransientFile(fd);
-
 	PG_TRY();
 	{
+		check_secrets_file(fd, path);
+		if (read(fd, text, MAX_SECRETS_SIZE) < 0)
+			ereport(ERROR,
+					(errcode_for_file_access(),
+					 errmsg("could not read file \"%s\": %m", path)));
 		parse_secrets(properties, n, text, path);
 	}
 	PG_FINALLY();
 	{
+		close(fd);
 		explicit_bzero(text, MAX_SECRETS_SIZE);
 		pfree(text);
 	}

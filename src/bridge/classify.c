@@ -19,7 +19,8 @@ typedef struct ErrorClass
 #define ERR(name)	RD_KAFKA_RESP_ERR_##name
 #define lengthof(array)	(sizeof(array) / sizeof((array)[0]))
 
-/* Known to librdkafka from 2.1 on */
+/* Known to librdkafka from 2.4 and 2.1 on */
+#define ERR_INVALID_DIFFERENT_RECORD	((rd_kafka_resp_err_t) -138)
 #define ERR_LOG_TRUNCATION	((rd_kafka_resp_err_t) -139)
 
 /* In a delivery report: the record was with librdkafka */
@@ -53,6 +54,7 @@ static const ErrorClass report_classes[] =
 	{ERR(MSG_SIZE_TOO_LARGE), OUTCOME_REQUEST_REJECTED},
 	{ERR(RECORD_LIST_TOO_LARGE), OUTCOME_REQUEST_REJECTED},
 	{ERR(INVALID_RECORD), OUTCOME_REQUEST_REJECTED},
+	{ERR_INVALID_DIFFERENT_RECORD, OUTCOME_REQUEST_REJECTED},
 	{ERR(INVALID_TIMESTAMP), OUTCOME_REQUEST_REJECTED},
 	{ERR(POLICY_VIOLATION), OUTCOME_REQUEST_REJECTED},
 	{ERR(UNSUPPORTED_FOR_MESSAGE_FORMAT), OUTCOME_REQUEST_REJECTED},

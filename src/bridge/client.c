@@ -32,6 +32,11 @@ static const Property common_defaults[] = {
 	{"reconnect.backoff.ms", "50"},
 	{"reconnect.backoff.max.ms", "1000"},
 	{"socket.nagle.disable", "true"},
+	{NULL, NULL}
+};
+
+/* A consumer's default already: saying so would only bring a log line */
+static const Property producer_defaults[] = {
 	{"allow.auto.create.topics", "false"},
 	{NULL, NULL}
 };
@@ -66,7 +71,6 @@ static const Property consumer_forced[] = {
 	{"enable.auto.commit", "false"},
 	{"enable.auto.offset.store", "false"},
 	{"check.crcs", "true"},
-	{"allow.auto.create.topics", "false"},
 	{"topic.metadata.propagation.max.ms", "1000"},
 	{NULL, NULL}
 };
@@ -166,14 +170,18 @@ client_start(FrameReader *hello)
 
 	conf = rd_kafka_conf_new();
 	set_properties(conf, common_defaults);
-	if (client.role == BRIDGE_CONSUMER)
-		set_properties(conf, consumer_defaults);
+	set_properties(conf, client.role == BRIDGE_PRODUCER ? producer_defaults : consumer_defaults);
 	set_settings(conf, hello);
 	set_properties(conf, client.role == BRIDGE_PRODUCER ? producer_forced : consumer_forced);
 	rd_kafka_conf_set(conf, "log.queue", "true", NULL, 0);
 	/* Not known to every version, and the cause of crashes in some */
 	rd_kafka_conf_set(conf, "enable.metrics.push", "false", NULL, 0);
+	if (client.role == BRIDGE_PRODUCER)
+		order_install(conf);
 	rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_LOG);
+
+	if (client.role == BRIDGE_CONSUMER)
+		rd_kafka_conf_set_error_cb(conf, consume_trouble);
 
 	client.rk = rd_kafka_new(client.role == BRIDGE_PRODUCER ? RD_KAFKA_PRODUCER : RD_KAFKA_CONSUMER,
 							 conf, text, sizeof(text));
@@ -357,11 +365,12 @@ serve_fatal(void)
 	char		text[512];
 	rd_kafka_resp_err_t err = rd_kafka_fatal_error(client.rk, text, sizeof(text));
 
+	if (client.role == BRIDGE_CONSUMER)
+		fatal("the client is of no use any more: %s", text);
 	client.finished = true;
 	if (err == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED)
 		report_down(text);
-	if (client.role == BRIDGE_PRODUCER)
-		produce_purge();
+	produce_purge();
 }
 
 /*---- the log ----*/

@@ -92,6 +92,11 @@ extern void outcome_unsent(uint32_t index, OutcomeClass class, int32_t partition
 						   rd_kafka_resp_err_t err);
 extern void outcome_report(const rd_kafka_message_t *message, OutcomeClass class);
 
+/*---- order.c: no record overtakes one that failed ----*/
+extern void order_install(rd_kafka_conf_t *conf);
+extern void order_failed(const Topic *topic, int32_t partition);
+extern void order_resume(void);
+
 /*---- topic.c: what is known of the topics ----*/
 
 typedef struct Partition
@@ -173,6 +178,7 @@ extern void consume_start(uint32_t tag, const char *topic, int32_t partition,
 						  int64_t offset);
 extern void consume_stop(uint32_t tag);
 extern bool consume_serve(void);
+extern void consume_trouble(rd_kafka_t *rk, int err, const char *reason, void *opaque);
 extern void consume_topic_answered(const Topic *topic);
 extern int	consume_tick(int64_t now);
 extern void consume_error(uint32_t tag, rd_kafka_resp_err_t err,

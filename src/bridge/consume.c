@@ -9,9 +9,9 @@
  *
  *-------------------------------------------------------------------------
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/queue.h>
 
 #include "client.h"
 
@@ -27,7 +27,7 @@
 
 typedef struct Reading
 {
-	struct Reading *next;
+	TAILQ_ENTRY(Reading) link;
 	uint32_t	tag;
 	Topic	   *topic;
 	int32_t		partition;
@@ -36,15 +36,17 @@ typedef struct Reading
 	int64_t		err_at;
 } Reading;
 
-static Reading *readings;
+static TAILQ_HEAD(ReadingList, Reading) readings = TAILQ_HEAD_INITIALIZER(readings);
+static Reading *serving;		/* the one whose queue is being polled */
 static int64_t refresh_at;
 
-static void end_reading(Reading **link);
+static void end_reading(Reading *reading);
 static bool serve_reading(Reading *reading);
 static void serve_message(Reading *reading, const rd_kafka_message_t *message);
 static size_t headers_size(const rd_kafka_headers_t *headers, uint32_t *count);
 static void send_record(const Reading *reading, const rd_kafka_message_t *message,
 						const rd_kafka_headers_t *headers, uint32_t nheaders);
+static void suspect(Topic *topic);
 static void reading_error(Reading *reading, rd_kafka_resp_err_t err, int64_t offset,
 						  const char *text);
 
@@ -53,17 +55,17 @@ void
 consume_start(uint32_t tag, const char *topic, int32_t partition, int64_t offset)
 {
 	Reading    *reading;
+	Reading    *next;
 	const uint64_t one = 1;
 	Topic	   *known = topic_get(topic);
 
 	/* librdkafka reads a partition once; the latest wish counts */
-	for (Reading **link = &readings; *link != NULL;)
+	for (reading = TAILQ_FIRST(&readings); reading != NULL; reading = next)
 	{
-		if ((*link)->tag == tag ||
-			((*link)->topic == known && (*link)->partition == partition))
-			end_reading(link);
-		else
-			link = &(*link)->next;
+		next = TAILQ_NEXT(reading, link);
+		if (reading->tag == tag ||
+			(reading->topic == known && reading->partition == partition))
+			end_reading(reading);
 	}
 	if (known->rkt == NULL)
 	{
@@ -88,8 +90,7 @@ consume_start(uint32_t tag, const char *topic, int32_t partition, int64_t offset
 		return;
 	}
 	known->readings++;
-	reading->next = readings;
-	readings = reading;
+	TAILQ_INSERT_TAIL(&readings, reading, link);
 	topic_ask(known);
 }
 
@@ -97,11 +98,13 @@ consume_start(uint32_t tag, const char *topic, int32_t partition, int64_t offset
 void
 consume_stop(uint32_t tag)
 {
-	for (Reading **link = &readings; *link != NULL; link = &(*link)->next)
+	Reading    *reading;
+
+	TAILQ_FOREACH(reading, &readings, link)
 	{
-		if ((*link)->tag == tag)
+		if (reading->tag == tag)
 		{
-			end_reading(link);
+			end_reading(reading);
 			return;
 		}
 	}
@@ -109,11 +112,9 @@ consume_stop(uint32_t tag)
 
 /* Waits for librdkafka's own thread, which never waits for a broker */
 static void
-end_reading(Reading **link)
+end_reading(Reading *reading)
 {
-	Reading    *reading = *link;
-
-	*link = reading->next;
+	TAILQ_REMOVE(&readings, reading, link);
 	rd_kafka_consume_stop(reading->topic->rkt, reading->partition);
 	rd_kafka_queue_io_event_enable(reading->queue, -1, NULL, 0);
 	rd_kafka_queue_destroy(reading->queue);
@@ -123,21 +124,57 @@ end_reading(Reading **link)
 
 /*
  * Passes on what was read; true if there may be more.  While the worker
- * doesn't keep up nothing is taken; the socket wakes us once it does.
+ * doesn't keep up nothing is taken; the socket wakes us once it does.  Who had
+ * its turn goes to the end of the line.
  */
 bool
 consume_serve(void)
 {
+	Reading    *last = TAILQ_LAST(&readings, ReadingList);
+	Reading    *reading;
 	bool		more = false;
 
-	for (Reading *reading = readings; reading != NULL; reading = reading->next)
+	if (last == NULL)
+		return false;
+	do
 	{
 		if (frame_out_pending(&client.out) > OUTPUT_MAX)
 			return false;
+		reading = TAILQ_FIRST(&readings);
+		TAILQ_REMOVE(&readings, reading, link);
+		TAILQ_INSERT_TAIL(&readings, reading, link);
 		if (serve_reading(reading))
 			more = true;
-	}
+	} while (reading != last);
 	return more;
+}
+
+/*
+ * librdkafka says some errors of a partition only here, called from within
+ * its queue's poll: metadata will tell what is the matter.
+ */
+void
+consume_trouble(rd_kafka_t *rk, int err, const char *reason, void *opaque)
+{
+	(void) rk;
+	(void) err;
+	(void) reason;
+	(void) opaque;
+	if (serving != NULL)
+		suspect(serving->topic);
+}
+
+/*
+ * Something is wrong with a topic.  Whatever its metadata say: if it was made
+ * anew meanwhile they say that all is well, so the worker must hear of them
+ * and look whether its position is still in this log.
+ */
+static void
+suspect(Topic *topic)
+{
+	if (topic->err == RD_KAFKA_RESP_ERR_NO_ERROR)
+		topic->changed = true;
+	topic_ask(topic);
 }
 
 /* A turn of one reading, so that none starves another */
@@ -145,8 +182,11 @@ static bool
 serve_reading(Reading *reading)
 {
 	rd_kafka_message_t *messages[MESSAGES_A_TURN];
-	ssize_t		n = rd_kafka_consume_batch_queue(reading->queue, 0, messages, MESSAGES_A_TURN);
+	ssize_t		n;
 
+	serving = reading;
+	n = rd_kafka_consume_batch_queue(reading->queue, 0, messages, MESSAGES_A_TURN);
+	serving = NULL;
 	for (ssize_t i = 0; i < n; i++)
 	{
 		if (messages[i]->err == RD_KAFKA_RESP_ERR_NO_ERROR)
@@ -160,7 +200,7 @@ serve_reading(Reading *reading)
 		}
 		else
 		{
-			topic_ask(reading->topic);
+			suspect(reading->topic);
 			reading_error(reading, messages[i]->err, messages[i]->offset,
 						  rd_kafka_message_errstr(messages[i]));
 		}
@@ -253,10 +293,12 @@ reading_error(Reading *reading, rd_kafka_resp_err_t err, int64_t offset, const c
 void
 consume_topic_answered(const Topic *topic)
 {
-	rd_kafka_resp_err_t err = topic->err;
+	Reading    *reading;
 
-	for (Reading *reading = readings; reading != NULL; reading = reading->next)
+	TAILQ_FOREACH(reading, &readings, link)
 	{
+		rd_kafka_resp_err_t err = topic->err;
+
 		if (reading->topic != topic)
 			continue;
 		if (err == RD_KAFKA_RESP_ERR_NO_ERROR && reading->partition >= topic->npartitions)
@@ -283,7 +325,7 @@ consume_error(uint32_t tag, rd_kafka_resp_err_t err, int64_t offset, const char 
 int
 consume_tick(int64_t now)
 {
-	if (readings == NULL)
+	if (TAILQ_EMPTY(&readings))
 		return -1;
 	if (now >= refresh_at)
 	{

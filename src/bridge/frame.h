@@ -21,6 +21,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* PostgreSQL loads libraries into one name space: keep these names out of it */
+#pragma GCC visibility push(hidden)
+
 /* Longest frame either end accepts: type and body */
 #define FRAME_MAX			(64 * 1024 * 1024)
 /* A grouped frame takes no further item once it is this long */
@@ -99,5 +102,7 @@ extern const char *get_string(FrameReader *reader);
 extern const void *get_blob(FrameReader *reader, int32_t *len);
 extern bool frame_more(const FrameReader *reader);
 extern bool frame_done(const FrameReader *reader);
+
+#pragma GCC visibility pop
 
 #endif							/* OUTBOX_FRAME_H */

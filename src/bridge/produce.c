@@ -35,6 +35,7 @@ static uint32_t outstanding;	/* records with librdkafka */
 static int64_t handed_at;		/* when the first of these was handed over */
 static int64_t progress_at;		/* last sign that it gets on with them */
 static int64_t purge_at;		/* 0: not purging */
+static int	purge_flags;
 
 /*
  * Which batch is being produced.  Where a record failed, nothing that comes
@@ -42,6 +43,7 @@ static int64_t purge_at;		/* 0: not purging */
  */
 static uint32_t batch = 1;
 static bool batch_ended;
+static bool taking_back;		/* what is queued, because of such a record */
 
 static void retry_waiting(WaitingList *list);
 static void produce_item(const unsigned char *item, size_t len, const Record *record);
@@ -55,6 +57,8 @@ static void refuse(uint32_t index, Topic *topic, int32_t partition, rd_kafka_res
 static void refuse_behind(uint32_t index, const Topic *topic, int32_t partition);
 static void give_up_waiting(WaitingList *list, rd_kafka_resp_err_t err);
 static bool all_leaderless(void);
+static OutcomeClass class_of(rd_kafka_resp_err_t err);
+static void take_back(void);
 static void purge(int flags);
 
 /*---- in ----*/
@@ -67,6 +71,8 @@ produce_frame(FrameReader *frame)
 	{
 		batch++;
 		batch_ended = false;
+		taking_back = false;
+		order_resume();
 	}
 	while (frame_more(frame))
 	{
@@ -288,43 +294,54 @@ static void
 refuse_behind(uint32_t index, const Topic *topic, int32_t partition)
 {
 	rd_kafka_resp_err_t err = topic->partitions[partition].failed_err;
+	OutcomeClass class = class_of(err);
 
-	switch (classify_outcome(err))
-	{
-		case OUTCOME_REQUEST_REJECTED:
-		case OUTCOME_CORRUPT:
-			/* The earlier one's fault, not this one's */
-			err = RD_KAFKA_RESP_ERR__PURGE_QUEUE;
-			break;
-		default:
-			break;
-	}
-	outcome_unsent(index, classify_outcome(err), partition, err);
+	if (class == OUTCOME_REQUEST_REJECTED || class == OUTCOME_CORRUPT)
+		outcome_unsent(index, OUTCOME_BEHIND, partition, RD_KAFKA_RESP_ERR__PURGE_QUEUE);
+	else
+		outcome_unsent(index, class, partition, err);
 }
 
-/* Delivery reports */
+static OutcomeClass
+class_of(rd_kafka_resp_err_t err)
+{
+	if (taking_back && err == RD_KAFKA_RESP_ERR__PURGE_QUEUE)
+		return OUTCOME_BEHIND;
+	return classify_outcome(err);
+}
+
+/* Delivery reports: all of one event are of one partition */
 void
 produce_reports(rd_kafka_event_t *event)
 {
 	const rd_kafka_message_t *message;
+	bool		queue_behind = false;
 
 	while ((message = rd_kafka_event_message_next(event)) != NULL)
 	{
 		Topic	   *topic = rd_kafka_topic_opaque(message->rkt);
-		OutcomeClass class = classify_outcome(message->err);
+		OutcomeClass class = class_of(message->err);
+		Partition  *partition = NULL;
 
-		if (class != OUTCOME_OK)
-		{
-			topic->verified = false;
-			note_failure(topic, message->partition, message->err);
-		}
+		if (message->partition >= 0 && message->partition < topic->allocated)
+			partition = &topic->partitions[message->partition];
 		outstanding--;
 		topic->outstanding--;
-		if (message->partition >= 0 && message->partition < topic->allocated)
-			topic->partitions[message->partition].outstanding--;
+		if (partition != NULL)
+			partition->outstanding--;
+		if (class != OUTCOME_OK && class != OUTCOME_BEHIND)
+		{
+			topic->verified = false;
+			order_failed(topic, message->partition);
+			queue_behind = partition != NULL && partition->outstanding > 0;
+		}
+		if (class != OUTCOME_OK)
+			note_failure(topic, message->partition, message->err);
 		outcome_report(message, class);
 	}
 	progress_at = now_ms();
+	if (queue_behind && purge_at == 0)
+		take_back();
 	if (outstanding == 0)
 		purge_at = 0;
 	retry_waiting(&no_room);
@@ -394,9 +411,20 @@ produce_give_up_waiting(rd_kafka_resp_err_t err)
 	give_up_waiting(&no_room, err);
 }
 
+/* What is queued behind a failed record, and with it all that is queued */
+static void
+take_back(void)
+{
+	taking_back = true;
+	purge(RD_KAFKA_PURGE_F_QUEUE);
+}
+
+/* A record on its way between two queues escapes: done again until all are back */
 static void
 purge(int flags)
 {
+	purge_flags = flags;
+	purge_at = now_ms() + PURGE_AGAIN_MS;
 	rd_kafka_purge(client.rk, flags | RD_KAFKA_PURGE_F_NON_BLOCKING);
 }
 
@@ -406,10 +434,9 @@ produce_purge(void)
 {
 	produce_give_up_waiting(RD_KAFKA_RESP_ERR__PURGE_QUEUE);
 	topics_distrust();
-	if (outstanding == 0)
-		return;
-	purge(RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
-	purge_at = now_ms() + PURGE_AGAIN_MS;
+	taking_back = false;
+	if (outstanding > 0)
+		purge(RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
 }
 
 /* What is due by the clock; returns how long there is to sleep, -1 for ever */
@@ -419,9 +446,8 @@ produce_tick(int64_t now)
 	if (outstanding == 0)
 		return -1;
 
-	/* A record on its way between two queues escapes a purge */
 	if (purge_at > 0 && now >= purge_at)
-		produce_purge();
+		purge(purge_flags);
 
 	/*
 	 * No progress.  Either a broker hangs: then it doesn't answer this, and
