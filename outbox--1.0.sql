@@ -351,6 +351,7 @@ AS 'MODULE_PATHNAME', 'outbox_counters' LANGUAGE C;
 -- What waits, a row a topic: exact, and as long as the backlog is
 CREATE FUNCTION outbox.backlog(OUT topic text, OUT messages bigint, OUT oldest timestamptz)
 RETURNS SETOF record
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
 	SELECT l.topic, pg_catalog.count(*), pg_catalog.min(outbox.message_time(l.id))
 	FROM outbox.log AS l
@@ -395,7 +396,6 @@ CREATE VIEW outbox.topic AS
 			WHEN 'missing' THEN pg_catalog.format('create it: SELECT outbox.create_topic(%L, partitions => 6, replication_factor => 3)', t.topic)
 			WHEN 'denied' THEN pg_catalog.format('allow WRITE and DESCRIBE on the topic: kafka-acls --add --allow-principal User:... --operation Write --operation Describe --topic %s', t.topic)
 			WHEN 'misconfigured' THEN 'mend the topic''s settings on the broker, or its name'
-			WHEN 'paused' THEN pg_catalog.format('SELECT outbox.resume(%L)', t.topic)
 		END AS hint,
 		coalesce(b.messages, 0) AS backlog,
 		pg_catalog.clock_timestamp() - b.oldest AS oldest_new_age,
@@ -496,7 +496,8 @@ BEGIN
 	END IF;
 	INSERT INTO outbox.topic_config AS t
 		VALUES (set_topic.topic, set_topic.result_topic, set_topic.result_timeout,
-				set_topic.max_attempts, NULL, NULL, NULL, false, session_user)
+				set_topic.max_attempts, NULL, NULL, NULL, false,
+				coalesce(nullif(current_setting('role'), 'none'), session_user))
 		ON CONFLICT ON CONSTRAINT topic_config_pkey DO UPDATE
 		SET result_topic = excluded.result_topic,
 			result_timeout = excluded.result_timeout,
@@ -601,7 +602,7 @@ BEGIN
 			HINT = 'Valid privileges are "send" and "subscribe".';
 	END IF;
 	IF topic_or_prefix <> '*' THEN
-		PERFORM outbox.check_topic_name(rtrim(topic_or_prefix, '*'));
+		PERFORM outbox.check_topic_name(regexp_replace(topic_or_prefix, '\*$', ''));
 	END IF;
 	INSERT INTO outbox.topic_grant
 		SELECT topic_or_prefix, r.rolname, what FROM pg_roles AS r WHERE r.oid = role
@@ -631,7 +632,8 @@ AS 'MODULE_PATHNAME', 'outbox_forget_grants' LANGUAGE C;
 
 -- Makes a parked database (a clone, a restore) go on from here.
 CREATE FUNCTION outbox.adopt() RETURNS void
-AS 'MODULE_PATHNAME', 'outbox_adopt' LANGUAGE C;
+AS 'MODULE_PATHNAME', 'outbox_adopt' LANGUAGE C
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 
 -- The log is this database's own.
 SELECT outbox.adopt();

@@ -50,6 +50,7 @@ static void announce_exit(int code, Datum arg);
 static void transaction_ended(bool committed);
 static void remember_prepared(void);
 static void wake(PGPROC *volatile *worker);
+static void wake_both(DatabaseSlot *slot);
 
 void
 announce_init(void)
@@ -103,7 +104,7 @@ announce_wake_now(void)
 	DatabaseSlot *slot = outbox_my_database();
 
 	pg_atomic_fetch_add_u32(&slot->generation, 1);
-	wake(&slot->publisher);
+	wake_both(slot);
 }
 
 /* A worker that is gone leaves its latch to somebody who stands it */
@@ -114,6 +115,18 @@ wake(PGPROC *volatile *worker)
 
 	if (proc != NULL)
 		SetLatch(&proc->procLatch);
+}
+
+/*
+ * The generation tells the workers what to look at: the invalidation messages
+ * of this transaction are sent after the callbacks, when they may be awake.
+ */
+static void
+wake_both(DatabaseSlot *slot)
+{
+	pg_atomic_fetch_add_u32(&slot->settings_generation, 1);
+	wake(&slot->publisher);
+	wake(&slot->consumer);
 }
 
 /*
@@ -162,13 +175,10 @@ transaction_ended(bool committed)
 	pg_memory_barrier();
 	pg_atomic_fetch_add_u32(&slot->generation, 1);
 
-	if (committed)
-	{
-		if (wake_all || pg_atomic_read_u32(&slot->publisher_sleeps))
-			wake(&slot->publisher);
-		if (wake_all)
-			wake(&slot->consumer);
-	}
+	if (committed && wake_all)
+		wake_both(slot);
+	else if (committed && pg_atomic_read_u32(&slot->publisher_sleeps))
+		wake(&slot->publisher);
 
 	database = NULL;
 	announced = 0;

@@ -88,7 +88,7 @@ held_load(void)
 		strlcpy(held->error, error ? error : "", sizeof(held->error));
 		held->tries = DatumGetInt32(SPI_getbinval(tuple, desc, 5, &isnull));
 		held->next_try = 0;
-		held->dirty = held->released = false;
+		held->dirty = held->outdated = held->released = false;
 	}
 }
 
@@ -100,7 +100,7 @@ wait_longer(Held *held)
 	held->next_try = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 												 backoff_delay(held->tries, HELD_DELAY_MIN,
 															   HELD_DELAY_MAX));
-	held->dirty = true;
+	held->outdated = true;
 }
 
 void
@@ -114,6 +114,7 @@ held_hold(const char *topic, MessageClock from, const char *reason, const char *
 		held->cursor = from;
 		held->tries = 0;
 		held->released = false;
+		held_begin_pass(held);
 		ereport(LOG,
 				(errmsg("topic \"%s\" is held: %s", topic, error),
 				 errdetail("Its messages wait; those of other topics don't.")));
@@ -121,6 +122,7 @@ held_hold(const char *topic, MessageClock from, const char *reason, const char *
 	held->cursor = Min(held->cursor, from);
 	held->reason = reason_constant(reason);
 	strlcpy(held->error, error, sizeof(held->error));
+	held->dirty = true;
 	wait_longer(held);
 }
 
@@ -276,6 +278,18 @@ held_next_try(void)
 }
 
 bool
+held_is_outdated(void)
+{
+	HeldIterator iterator = {0};
+	Held	   *held;
+	bool		outdated = false;
+
+	while ((held = held_next(&iterator)) != NULL)
+		outdated = outdated || held->outdated;
+	return outdated;
+}
+
+bool
 held_is_dirty(void)
 {
 	HeldIterator iterator = {0};
@@ -320,10 +334,10 @@ held_save(void)
 
 	while ((held = held_next(&iterator)) != NULL)
 	{
-		if (!held->dirty)
+		if (!held->dirty && !held->outdated)
 			continue;
 		save_one(held);
-		held->dirty = false;
+		held->dirty = held->outdated = false;
 		if (held->released)
 			hash_search(held_topics, held->topic, HASH_REMOVE, NULL);
 	}

@@ -42,7 +42,8 @@ typedef struct Held
 	MessageClock cursor;
 	int			tries;
 	TimestampTz next_try;
-	bool		dirty;			/* the table is behind */
+	bool		dirty;			/* the table must follow, before the cursors do */
+	bool		outdated;		/* the table may follow: it only shows more tries */
 	bool		released;		/* to be deleted there, and here */
 
 	/* of the current pass */
@@ -99,8 +100,11 @@ typedef struct HeldIterator
 } HeldIterator;
 extern Held *held_next(HeldIterator *iterator);
 
-/* Writes what changed; needs SPI */
+/* Is there something to write now, or at some time? */
 extern bool held_is_dirty(void);
+extern bool held_is_outdated(void);
+
+/* Writes what changed; needs SPI */
 extern void held_save(void);
 
 #endif							/* OUTBOX_HELD_H */

@@ -437,6 +437,7 @@ outbox_launcher_main(Datum arg)
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	ProcessConfigFile(PGC_SIGHUP);	/* an earlier reload went unheard */
 	pgstat_report_appname("outbox launcher");
 	launcher_start();
 

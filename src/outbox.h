@@ -120,6 +120,8 @@ typedef struct DatabaseSlot
 	/* wake-up; see announce.c */
 	pg_atomic_uint32 generation;	/* raised when a capturing transaction ends */
 	pg_atomic_uint32 publisher_sleeps;
+	pg_atomic_uint32 settings_generation;	/* raised when the tables that tell
+											 * the workers what to do changed */
 	PGPROC	   *publisher;		/* whose latch to set, NULL if none */
 	PGPROC	   *consumer;
 

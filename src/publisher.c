@@ -234,7 +234,7 @@ has_to_write(const Publisher *publisher)
 {
 	if (publisher->batch.n > 0 || held_is_dirty() || topic_admin_is_dirty())
 		return true;
-	return publisher->unsaved &&
+	return (publisher->unsaved || held_is_outdated()) &&
 		TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(), SAVE_INTERVAL);
 }
 
@@ -254,10 +254,10 @@ write_outcomes(Publisher *publisher)
 	/* the marks go before or with the cursors that rely on them */
 	held_save();
 	topic_admin_save();
-	if (publisher->unsaved &&
-		TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(), SAVE_INTERVAL))
+	if (TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(), SAVE_INTERVAL))
 	{
-		sweep_save(&publisher->sweep);
+		if (publisher->unsaved)
+			sweep_save(&publisher->sweep);
 		publisher->saved_at = GetCurrentTimestamp();
 		publisher->unsaved = false;
 	}
@@ -285,7 +285,10 @@ move_on(Publisher *publisher)
 			continue;
 		held = held_find(message->record.topic);
 		if (held != NULL && !held->released && held->state == HELD_WAITING)
+		{
+			held_pass_by(held, message->clock);
 			continue;
+		}
 		if (message->source == SOURCE_SWEEP)
 			sweep_go_back(&publisher->sweep, message->clock);
 		else if (message->source == SOURCE_HELD)
@@ -339,12 +342,14 @@ publisher_event(Worker *worker, const BridgeEvent *event)
 {
 	if (event->type == BRIDGE_TOPIC)
 	{
+		char		error[WORKER_TEXT_LEN];
+
+		snprintf(error, sizeof(error), "%s: %s", event->error, event->text);
 		held_answer(event->topic, event->topic_class == OUTCOME_OK,
 					event->topic_class == OUTCOME_TOPIC_DENIED ? "denied" :
 					event->topic_class == OUTCOME_TOPIC_MISSING ? "missing" :
 					event->topic_class == OUTCOME_TOPIC_MISCONFIGURED ? "misconfigured" :
-					"failing",
-					event->text ? event->text : "");
+					"failing", error);
 		topic_admin_event(event);
 	}
 	else if (event->type == BRIDGE_ADMIN_DONE)

@@ -157,6 +157,11 @@ verdicts_write(const Verdicts *verdicts)
 	store_change_status(verdicts->again, verdicts->nagain, &again, NULL);
 	dead.errors = verdicts->dead_errors;
 	changed = store_change_status(verdicts->dead, verdicts->ndead, &dead, NULL);
+	if (changed > 0)
+		ereport(LOG,
+				(errmsg_plural("%d message is dead: no result after its last attempt",
+							   "%d messages are dead: no result after their last attempt",
+							   changed, changed)));
 	pg_atomic_fetch_add_u64(&outbox_my_database()->dead, changed);
 	recovery_forget(verdicts->done, verdicts->ndone);
 	recovery_schedule(verdicts->later, verdicts->nlater);

@@ -60,6 +60,7 @@ put_worker(ReturnSetInfo *rsinfo, Oid database, const WorkerSlot *slot)
 	values[3] = Int32GetDatum(slot->number);
 	put_text(values, nulls, 4, slot->state);
 	values[5] = TimestampTzGetDatum(slot->since);
+	nulls[5] = slot->since == 0;
 	values[6] = Int64GetDatum(slot->restarts);
 	put_text(values, nulls, 7, slot->last_error);
 	values[8] = TimestampTzGetDatum(slot->last_error_at);

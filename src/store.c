@@ -405,10 +405,11 @@ outbox_change_status(PG_FUNCTION_ARGS)
 				 errmsg("a message can't go from status \"%c\" to \"%c\"",
 						from[0], change.to)));
 	if (!PG_ARGISNULL(3))
-	{
 		error = text_to_cstring(PG_GETARG_TEXT_PP(3));
+
+	/* what it died of is over for a message that is sent again */
+	if (error != NULL || change.to == STATUS_NEW)
 		change.errors = &error;
-	}
 
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");

@@ -73,6 +73,12 @@ load(void)
 	}
 }
 
+void
+topic_config_distrust(void)
+{
+	stale = true;
+}
+
 bool
 topic_config_refresh(void)
 {

@@ -26,6 +26,9 @@ extern void topic_config_init(void);
 /* True if something was set, or a topic was asked for, since the last call */
 extern bool topic_config_refresh(void);
 
+/* What was read may be out of date */
+extern void topic_config_distrust(void);
+
 /* NULL if the topic expects nothing back */
 extern const TopicConfig *topic_config_find(const char *topic);
 

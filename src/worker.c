@@ -30,7 +30,9 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "result_route.h"
 #include "store.h"
+#include "topic_config.h"
 #include "worker.h"
 
 /* A resting worker looks again whether it still has to, this often (ms) */
@@ -55,7 +57,8 @@ worker_set_state(Worker *worker, const char *state)
 	strlcpy(slot->state, state, sizeof(slot->state));
 	slot->since = GetCurrentTimestamp();
 	LWLockRelease(outbox_shared->lock);
-	pgstat_report_activity(STATE_RUNNING, slot->state);
+	pgstat_report_activity(strcmp(state, "publishing") == 0 ? STATE_RUNNING : STATE_IDLE,
+						   slot->state);
 }
 
 void
@@ -110,6 +113,8 @@ worker_wait(Worker *worker, long timeout, bool busy)
 		if (bridge_has_input(worker->bridge))
 			timeout = 0;
 	}
+	if (ConfigReloadPending)
+		timeout = 0;			/* a wait for a lock may have taken its latch */
 
 	/*
 	 * A set is made for each sleep: the socket changes with the bridge, and
@@ -193,6 +198,22 @@ extension_gone(Worker *worker, uint32 epoch)
 	proc_exit(0);
 }
 
+/* Somebody changed what the workers go by: it is read again when needed */
+static void
+notice_settings(Worker *worker)
+{
+	uint32		generation = pg_atomic_read_u32(&worker->db->settings_generation);
+
+	if (generation == worker->settings_generation)
+		return;
+	worker->settings_generation = generation;
+	identity_stale = true;
+	if (worker->kind == WORKER_PUBLISHER)
+		topic_config_distrust();
+	else
+		routes_distrust();
+}
+
 bool
 worker_begin(Worker *worker)
 {
@@ -202,6 +223,7 @@ worker_begin(Worker *worker)
 
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
+	notice_settings(worker);
 	extension = get_extension_oid(OUTBOX_EXTENSION, true);
 	if (!OidIsValid(extension) ||
 		(OidIsValid(worker->extension) && worker->extension != extension))
@@ -409,6 +431,8 @@ outbox_worker_main(Datum arg)
 	if (args.kind == WORKER_PROBE)
 		probe_database(args.database);
 
+	/* a reload while this process was being made went unheard */
+	ProcessConfigFile(PGC_SIGHUP);
 	pgstat_report_appname(MyBgworkerEntry->bgw_type);
 	session_settings();
 	CacheRegisterRelcacheCallback(identity_inval, (Datum) 0);

@@ -23,6 +23,7 @@ typedef struct Worker
 	DatabaseSlot *db;
 	WorkerSlot *slot;			/* what outbox.worker shows */
 	Oid			extension;		/* its OID, checked in every transaction */
+	uint32		settings_generation;	/* of the database slot, as last seen */
 
 	Bridge	   *bridge;			/* NULL: none */
 	bool		bridge_ready;	/* it answered the HELLO */

@@ -35,11 +35,14 @@ note_brokers(Worker *worker, bool up, const char *reason)
 	DatabaseSlot *db = worker->db;
 
 	worker->brokers_up = up;
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	db->brokers_known = true;
-	db->brokers_up = up;
-	strlcpy(db->brokers_reason, up ? "" : reason, WORKER_TEXT_LEN);
-	LWLockRelease(outbox_shared->lock);
+	if (worker->kind == WORKER_PUBLISHER)
+	{
+		LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+		db->brokers_known = true;
+		db->brokers_up = up;
+		strlcpy(db->brokers_reason, up ? "" : reason, WORKER_TEXT_LEN);
+		LWLockRelease(outbox_shared->lock);
+	}
 	if (up)
 		ereport(LOG, (errmsg("connected to Kafka")));
 	else
@@ -104,6 +107,8 @@ worker_bridge_drop(Worker *worker, const char *why)
 	worker->bridge_ready = false;
 	worker->brokers_up = false;
 	note_bridge(worker, 0, why);
+	if (worker->kind == WORKER_PUBLISHER)
+		worker->db->brokers_known = false;
 }
 
 void
