@@ -344,7 +344,7 @@ save_cursor(const RecoveryCursor *cursor)
 static TimestampTz
 step_cursor(RecoveryCursor *cursor, const Sweep *sweep, TimestampTz now)
 {
-	MessageClock limit = Min(message_clock_at(now - cursor->timeout), sweep_saved(sweep));
+	MessageClock limit = Min(message_clock_at(now - cursor->timeout), sweep_safe(sweep));
 	MessageClock position = cursor->position;
 	TimestampTz again = DT_NOEND;
 	Verdicts   *verdicts = verdicts_make(SWEEP_STEP);

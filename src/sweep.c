@@ -172,12 +172,13 @@ safe_cursor(const Sweep *sweep, int lane)
 }
 
 MessageClock
-sweep_saved(const Sweep *sweep)
+sweep_safe(const Sweep *sweep)
 {
 	MessageClock lowest = PG_UINT64_MAX;
 
 	for (int lane = 0; lane < OUTBOX_LANES; lane++)
-		lowest = Min(lowest, sweep->saved[lane]);
+		lowest = Min(lowest, sweep->mine[lane] ? safe_cursor(sweep, lane) :
+					 sweep->saved[lane]);
 	return lowest;
 }
 

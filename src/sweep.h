@@ -53,8 +53,11 @@ extern void sweep_go_back(Sweep *sweep, MessageClock clock);
 extern MessageClock sweep_lowest(const Sweep *sweep);
 extern MessageClock sweep_highest(const Sweep *sweep);
 
-/* Below this, no transaction is open and all was looked at, as outbox.lane has it */
-extern MessageClock sweep_saved(const Sweep *sweep);
+/*
+ * Below this no transaction is open and all was looked at: by this publisher,
+ * or as outbox.lane has it of the others' lanes.
+ */
+extern MessageClock sweep_safe(const Sweep *sweep);
 
 /*
  * Goes back for prepared transactions that have committed; needs SPI.  True

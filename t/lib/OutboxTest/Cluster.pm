@@ -231,7 +231,7 @@ sub kill9_server
 }
 
 # Start a server that was killed.  Its pid can look alive for as long as nobody
-# has collected it, and pg_ctl refuses to start meanwhile.
+# has collected it, and the server refuses to start meanwhile: but it is dead.
 sub start_again
 {
 	my ($node) = @_;
@@ -241,7 +241,9 @@ sub start_again
 	{
 		my ($pid) = split /\n/, PostgreSQL::Test::Utils::slurp_file($file);
 
-		wait_until('the old server is collected', sub { !kill(0, $pid) });
+		wait_until('the old server is dead',
+			sub { (process_state($pid) // 'Z') eq 'Z' });
+		unlink $file;
 	}
 	$node->start;
 	return;
