@@ -477,6 +477,10 @@ BEGIN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'result_timeout must be greater than zero';
 	END IF;
+	IF NOT isfinite(set_topic.result_timeout) OR set_topic.result_timeout > '1 year' THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'result_timeout must not be longer than a year';
+	END IF;
 	IF set_topic.max_attempts < 1 THEN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'max_attempts must be at least 1',
@@ -494,6 +498,13 @@ BEGIN
 		RAISE feature_not_supported USING
 			MESSAGE = 'hold_key_when_dead is not supported yet';
 	END IF;
+	-- what this topic has SENT is looked through again
+	DELETE FROM outbox.recovery AS r
+		WHERE r.result_timeout = extract(epoch FROM set_topic.result_timeout) * 1000000
+			AND NOT EXISTS (SELECT FROM outbox.topic_config AS t
+							WHERE t.topic = set_topic.topic
+								AND t.result_topic IS NOT NULL
+								AND t.result_timeout = set_topic.result_timeout);
 	INSERT INTO outbox.topic_config AS t
 		VALUES (set_topic.topic, set_topic.result_topic, set_topic.result_timeout,
 				set_topic.max_attempts, NULL, NULL, NULL, false,

@@ -337,17 +337,15 @@ read_sweep(Batch *batch, const Sweep *sweep, MessageClock from, Snapshot snapsho
 }
 
 void
-batch_read(Batch *batch, Sweep *sweep)
+batch_read(Batch *batch, Sweep *sweep, MessageClock from)
 {
-	MessageClock from;
 	Snapshot	snapshot;
 
 	MemoryContextReset(batch->context);
 	batch->n = 0;
 	batch->bytes = 0;
 
-	/* clock and announcements first, then the snapshot: see sweep.c */
-	from = sweep_begin_pass(sweep);
+	/* clock and announcements were read before the snapshot: see sweep.c */
 	PushActiveSnapshot(GetTransactionSnapshot());
 	snapshot = GetActiveSnapshot();
 	batch->flush = outbox_insert_end_lsn();

@@ -201,6 +201,10 @@ take_events(Worker *worker)
 					result_topics_verify_soon();
 				break;
 			case BRIDGE_TOPIC:
+				/* it may make partitions go that the batch points to */
+				apply_batch(worker);
+				if (worker->bridge == NULL)
+					return false;
 				result_topic_answer(worker, &event);
 				break;
 			case BRIDGE_RECORD:

@@ -27,7 +27,7 @@ typedef struct Delivery
 	Worker	   *worker;
 	int			open;			/* messages in the bridge */
 	bool		purged;
-	bool		client_finished;
+	const char *finished;		/* why the bridge's client is, NULL if it isn't */
 	TimestampTz deadline;
 } Delivery;
 
@@ -114,7 +114,8 @@ settle(Delivery *delivery, const BridgeOutcome *outcome)
 			break;
 		case OUTCOME_CLIENT_FINISHED:
 			message->fate = FATE_LEFT;
-			delivery->client_finished = true;
+			if (delivery->finished == NULL)
+				delivery->finished = message->error;
 			break;
 		case OUTCOME_BEHIND:
 			message->fate = FATE_LEFT;
@@ -178,7 +179,7 @@ await_outcomes(Delivery *delivery)
 														   delivery->deadline);
 
 		if (left <= 0 && delivery->purged)
-			worker_bridge_drop(worker, "stopped: it gave no outcomes after a purge");
+			worker_bridge_failed(worker, "stopped: it gave no outcomes after a purge");
 		else if (left <= 0)
 		{
 			bridge_purge(worker->bridge);
@@ -233,8 +234,14 @@ batch_deliver(Batch *batch, Worker *worker)
 		if (batch->messages[i].fate == FATE_ALONE)
 			deliver_alone(&delivery, i);
 	}
-	if (delivery.client_finished)
-		worker_bridge_drop(worker, "stopped after a fatal error of the Kafka client");
+	if (delivery.finished != NULL && worker->bridge != NULL)
+	{
+		char	   *how = psprintf("stopped after a fatal error of the Kafka client: %s",
+								   delivery.finished);
+
+		worker_bridge_failed(worker, how);
+		pfree(how);
+	}
 	if (worker->bridge == NULL)
 		leave_open(&delivery);
 }

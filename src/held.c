@@ -160,7 +160,8 @@ held_end_pass(void)
 	{
 		if (held->state < HELD_PROBING || held->released)
 			continue;
-		if (held->met && (held->state == HELD_CATCHING_UP || held->found == 0))
+		if (held->met && held->passed_by == PG_UINT64_MAX &&
+			(held->state == HELD_CATCHING_UP || held->found == 0))
 		{
 			held->released = true;
 			ereport(LOG, (errmsg("topic \"%s\" goes on", held->topic)));

@@ -18,6 +18,7 @@
 #include "catalog/pg_extension.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
@@ -132,9 +133,12 @@ outbox_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnly
 	{
 		DatabaseSlot *slot = outbox_find_database(MyDatabaseId);
 
-		if (slot == NULL || !slot->has_extension)
-			launcher_extension_made(MyDatabaseId);
-		announce_wake_now();
+		if (OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true)))
+		{
+			if (slot == NULL || !slot->has_extension)
+				launcher_extension_made(MyDatabaseId);
+			announce_wake_now();
+		}
 	}
 }
 

@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
@@ -108,12 +109,14 @@ Datum
 outbox_log_guard(PG_FUNCTION_ARGS)
 {
 	static LocalTransactionId parked_in = InvalidLocalTransactionId;
+	static SubTransactionId parked_in_sub = InvalidSubTransactionId;
 
 	if (!CALLED_AS_TRIGGER(fcinfo))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("outbox.log_guard must be called as a trigger")));
-	if (outbox_shared != NULL && parked_in != outbox_local_xid())
+	if (outbox_shared != NULL && (parked_in != outbox_local_xid() ||
+								  parked_in_sub != GetCurrentSubTransactionId()))
 	{
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "SPI_connect failed");
@@ -121,6 +124,7 @@ outbox_log_guard(PG_FUNCTION_ARGS)
 		SPI_finish();
 		identity_changed();
 		parked_in = outbox_local_xid();
+		parked_in_sub = GetCurrentSubTransactionId();
 	}
 	PG_RETURN_POINTER(NULL);
 }
@@ -133,10 +137,13 @@ outbox_adopt(PG_FUNCTION_ARGS)
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "SPI_connect failed");
 	identity_write(NULL);
+
+	/* what was loaded may lie below the cursors, and above the clock */
+	store_execute("UPDATE outbox.lane SET cursor = '00000000-0000-0000-0000-000000000000'",
+				  0, NULL, NULL, NULL);
+	store_execute("DELETE FROM outbox.recovery", 0, NULL, NULL, NULL);
 	SPI_finish();
 	identity_changed();
-
-	/* ids that were loaded may be above the clock */
 	pg_atomic_write_u32(&outbox_my_database()->floor_known, 0);
 	PG_RETURN_VOID();
 }

@@ -52,11 +52,14 @@ typedef struct LaunchedWorker
 	TimestampTz not_before;
 } LaunchedWorker;
 
+/* A row of pg_database */
 typedef struct KnownDatabase
 {
 	Oid			oid;
 	NameData	name;
+	bool		connectable;	/* and no template */
 	bool		probed;
+	TimestampTz not_before;		/* when a probe that failed may be repeated */
 } KnownDatabase;
 
 static const WorkerKind worker_kinds[OUTBOX_WORKERS_PER_DATABASE] = {
@@ -133,9 +136,6 @@ read_databases(void)
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 		KnownDatabase *before;
 
-		if (database->datistemplate || !database->datallowconn ||
-			database->datconnlimit == OUTBOX_DATCONNLIMIT_INVALID)
-			continue;
 		if (n == allocated)
 		{
 			allocated = Max(16, allocated * 2);
@@ -146,7 +146,10 @@ read_databases(void)
 		before = find_known(known, nknown, database->oid);
 		list[n].oid = database->oid;
 		list[n].name = database->datname;
+		list[n].connectable = !database->datistemplate && database->datallowconn &&
+			database->datconnlimit != OUTBOX_DATCONNLIMIT_INVALID;
 		list[n].probed = before != NULL && before->probed;
+		list[n].not_before = before != NULL ? before->not_before : 0;
 		n++;
 	}
 	table_endscan(scan);
@@ -157,6 +160,31 @@ read_databases(void)
 		pfree(known);
 	known = list;
 	nknown = n;
+}
+
+/*
+ * Reads pg_database, and forgets the slots of databases that are gone.  Nobody
+ * uses such a slot any more: its sessions are gone, too.  What has a slot now
+ * and isn't in what is read afterwards was dropped, not made meanwhile.
+ */
+static void
+look_at_databases(void)
+{
+	Oid			with_slot[OUTBOX_MAX_DATABASES];
+
+	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
+		with_slot[i] = outbox_shared->databases[i].oid;
+	read_databases();
+	for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
+	{
+		bool		running = false;
+
+		for (int j = 0; j < OUTBOX_WORKERS_PER_DATABASE; j++)
+			running = running || launched[i][j].handle != NULL;
+		if (OidIsValid(with_slot[i]) && !running &&
+			find_known(known, nknown, with_slot[i]) == NULL)
+			outbox_forget_database(with_slot[i]);
+	}
 }
 
 /* May this database's messages be carried, as outbox.databases says? */
@@ -294,11 +322,10 @@ tend_database(DatabaseSlot *slot, LaunchedWorker *workers, long timeout)
 {
 	KnownDatabase *database = find_known(known, nknown, slot->oid);
 	bool		wanted;
-	bool		running = false;
 
 	LWLockAcquire(outbox_shared->lock, LW_SHARED);
 	wanted = slot->has_extension && slot->hold_off == 0 && database != NULL &&
-		database_allowed(NameStr(database->name));
+		database->connectable && database_allowed(NameStr(database->name));
 	LWLockRelease(outbox_shared->lock);
 
 	for (int i = 0; i < OUTBOX_WORKERS_PER_DATABASE; i++)
@@ -323,12 +350,7 @@ tend_database(DatabaseSlot *slot, LaunchedWorker *workers, long timeout)
 			if (launch->handle == NULL)
 				timeout = sooner(timeout, launch->not_before);
 		}
-		running = running || launch->handle != NULL;
 	}
-
-	if (!wanted && !running && slot->hold_off == 0 &&
-		(database == NULL || !slot->has_extension))
-		outbox_forget_database(slot->oid);
 	return timeout;
 }
 
@@ -345,11 +367,12 @@ tend_probe(long timeout)
 		reap_worker(&probe, NULL);
 		if (probe.handle != NULL)
 			return timeout;
-		if (database != NULL && outbox_shared->probed == probe.database)
+		probe.failures = 0;
+		probe.not_before = 0;
+		if (database != NULL)
 		{
-			database->probed = true;
-			probe.failures = 0;
-			probe.not_before = 0;
+			database->probed = outbox_shared->probed == probe.database;
+			database->not_before = TimestampTzPlusMilliseconds(now, LOOK_INTERVAL);
 		}
 	}
 	if (probe.not_before > now)
@@ -358,7 +381,8 @@ tend_probe(long timeout)
 	{
 		DatabaseSlot *slot = outbox_find_database(known[i].oid);
 
-		if (known[i].probed)
+		if (known[i].probed || !known[i].connectable || known[i].not_before > now ||
+			!database_allowed(NameStr(known[i].name)))
 			continue;
 		if (slot != NULL && slot->has_extension)
 		{
@@ -461,7 +485,7 @@ outbox_launcher_main(Datum arg)
 		{
 			outbox_shared->launcher_look = false;
 			pg_memory_barrier();
-			read_databases();
+			look_at_databases();
 			looked_at = GetCurrentTimestamp();
 		}
 		timeout = tend_probe(timeout);

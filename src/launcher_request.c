@@ -49,9 +49,13 @@ launcher_extension_made(Oid database)
 	launcher_look();
 }
 
-/* Sends SIGTERM to the workers of a slot; true while one of them is there */
+/*
+ * Sends SIGTERM to the workers of a slot; true while one of them is there.  One
+ * that starts has its pid in the slot before it is a session, one that ends is
+ * still a session for a moment when its pid is gone: so pids remembers them.
+ */
 static bool
-end_workers(DatabaseSlot *slot)
+end_workers(DatabaseSlot *slot, pid_t *pids)
 {
 	bool		there = false;
 
@@ -62,11 +66,13 @@ end_workers(DatabaseSlot *slot)
 		LWLockAcquire(outbox_shared->lock, LW_SHARED);
 		pid = slot->workers[i].pid;
 		LWLockRelease(outbox_shared->lock);
-		if (pid != 0 && BackendPidGetProc(pid) != NULL)
+		if (pid != 0)
 		{
-			there = true;
-			kill(pid, SIGTERM);
+			there = kill(pid, SIGTERM) == 0 || there;
+			pids[i] = pid;
 		}
+		else if (pids[i] != 0 && BackendPidGetProc(pids[i]) != NULL)
+			there = true;
 	}
 	return there;
 }
@@ -75,6 +81,7 @@ void
 launcher_hold_off(Oid database)
 {
 	DatabaseSlot *slot = outbox_find_database(database);
+	pid_t		pids[OUTBOX_WORKERS_PER_DATABASE] = {0};
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 														   HOLD_OFF_TIMEOUT);
 
@@ -84,7 +91,7 @@ launcher_hold_off(Oid database)
 	slot->hold_off++;
 	LWLockRelease(outbox_shared->lock);
 
-	while (end_workers(slot) && GetCurrentTimestamp() < deadline)
+	while (end_workers(slot, pids) && GetCurrentTimestamp() < deadline)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 10, PG_WAIT_EXTENSION);

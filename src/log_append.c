@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "executor/tuptable.h"
 #include "catalog/index.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -33,6 +34,7 @@ static IndexInfo *log_pkey_info = NULL;
 
 static void remember_layout(const OpenTable *segment);
 static void check_size(const NewMessage *message);
+static void check_encoding(const NewMessage *message);
 static void fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment);
 
 void
@@ -84,6 +86,23 @@ check_size(const NewMessage *message)
 						 "the topic's max.message.bytes.")));
 }
 
+/*
+ * The wire speaks UTF-8.  What has no place in that is refused here, where the
+ * application hears of it, and not met by a publisher later.
+ */
+static void
+check_encoding(const NewMessage *message)
+{
+	if (message->key != NULL)
+		(void) pg_server_to_any(message->key, message->key_len, PG_UTF8);
+	if (message->headers != NULL)
+	{
+		char	   *text = JsonbToCString(NULL, &message->headers->root, 0);
+
+		(void) pg_server_to_any(text, strlen(text), PG_UTF8);
+	}
+}
+
 static void
 fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment)
 {
@@ -132,6 +151,8 @@ log_append(const NewMessage *message, pg_uuid_t *id)
 	uint32		segment;
 
 	check_size(message);
+	if (unlikely(GetDatabaseEncoding() != PG_UTF8))
+		check_encoding(message);
 	message_floor_ensure();
 	announce_transaction();
 

@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include "access/tableam.h"
+
 #include <time.h>
 
 #include "access/relscan.h"
@@ -232,6 +234,34 @@ largest_id(int segment, pg_uuid_t *id)
 }
 
 /*
+ * The publish sweep starts from the cursors that were saved, by a clock that
+ * may have been ahead of ours: no id must be below them.
+ */
+static void
+raise_above_cursors(void)
+{
+	OpenTable	open;
+	TableScanDesc scan;
+	TupleTableSlot *slot;
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+
+	open_table_by_name("lane", AccessShareLock, &open);
+	slot = table_slot_create(open.table, NULL);
+	scan = table_beginscan(open.table, snapshot, 0, NULL);
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		bool		isnull;
+		Datum		cursor = slot_getattr(slot, Anum_lane_cursor, &isnull);
+
+		message_clock_raise(message_id_clock(DatumGetUUIDP(cursor)));
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	open_table_close(&open);
+	UnregisterSnapshot(snapshot);
+}
+
+/*
  * Sessions may do this at the same time: they find the same, and nobody takes
  * an id before one of them is through.
  */
@@ -249,6 +279,7 @@ message_floor_ensure(void)
 		return;
 	}
 
+	raise_above_cursors();
 	for (int segment = OUTBOX_SEGMENT_KEPT; segment < OUTBOX_SEGMENTS; segment++)
 	{
 		pg_uuid_t	id;

@@ -60,6 +60,13 @@ enum
 	Natts_log = Anum_log_error
 };
 
+/* Columns of outbox.lane */
+enum
+{
+	Anum_lane_lane = 1,
+	Anum_lane_cursor
+};
+
 /* Settings */
 extern bool outbox_enabled;
 extern char *outbox_databases;

@@ -20,9 +20,12 @@
  * verification after it, whatever was read in between.
  *
  * The position is lost if the log begins above it, ends below it, or has
- * another record at the anchor.  An anchor that is merely gone, by retention
- * or compaction, tells nothing.  A log with no record to know it by is known
- * by its start, which never moves back.
+ * another record at the anchor.  An anchor that retention removed tells
+ * nothing.  One that is missing in the middle of the log was compacted away;
+ * or else it is another log, with a transaction's mark in that place.  Then
+ * the log is read again from its start, to be sure, for results can be read
+ * again without harm.  A log with no record to know it by is known by its
+ * start, which never moves back.
  *
  *-------------------------------------------------------------------------
  */
@@ -58,6 +61,8 @@ static void take_watermarks(Partition *partition, Bridge *bridge, int64 low, int
 static void verified(Partition *partition, Bridge *bridge);
 static void unclear(Partition *partition, Bridge *bridge, const char *why);
 static void lost(Partition *partition, Bridge *bridge, const char *why);
+static void gone(Partition *partition, Bridge *bridge);
+static void start_over(Partition *partition, Bridge *bridge);
 static void take_anchor(Partition *partition, Bridge *bridge, const BridgeRecord *record);
 static bool take_record(Partition *partition, const BridgeRecord *record);
 static void take_caught_up(Partition *partition, Bridge *bridge, int64 offset);
@@ -284,7 +289,9 @@ verified(Partition *partition, Bridge *bridge)
 		Min(partition->interval * 2, VERIFY_INTERVAL_MAX);
 	partition->interval = Max(partition->interval, VERIFY_INTERVAL);
 	partition->active = false;
-	partition->due = in_ms(partition->interval);
+
+	/* spread, so that not all partitions are asked for at once */
+	partition->due = in_ms(backoff_delay(1, partition->interval, partition->interval));
 }
 
 /* Nothing came where the anchor was; that may pass, but not for ever */
@@ -297,10 +304,6 @@ unclear(Partition *partition, Bridge *bridge, const char *why)
 		lost(partition, bridge, why);
 }
 
-/*
- * All that is left is read from its beginning.  What was applied before is
- * not applied again, as everything about results: those are counted repeated.
- */
 static void
 lost(Partition *partition, Bridge *bridge, const char *why)
 {
@@ -309,12 +312,33 @@ lost(Partition *partition, Bridge *bridge, const char *why)
 					partition->next, partition->row.topic, partition->row.partition),
 			 errdetail("%s Reading goes on from offset " INT64_FORMAT ".",
 					   why, partition->low)));
+	partition->counts.lost++;
+	start_over(partition, bridge);
+}
+
+static void
+gone(Partition *partition, Bridge *bridge)
+{
+	ereport(LOG,
+			(errmsg("result topic \"%s\" partition %d is read again from offset " INT64_FORMAT,
+					partition->row.topic, partition->row.partition, partition->low),
+			 errdetail("The record at offset " INT64_FORMAT ", by which the log was known, is gone.",
+					   partition->anchor.offset)));
+	start_over(partition, bridge);
+}
+
+/*
+ * Reads all that there is.  What was applied before is not applied again, but
+ * counted as repeated.
+ */
+static void
+start_over(Partition *partition, Bridge *bridge)
+{
 	partition->next = partition->low;
 	partition->anchor.kind = ANCHOR_LOG_START;
 	partition->anchor.offset = partition->low;
 	partition->last.kind = ANCHOR_NONE;
 	partition->candidate.kind = ANCHOR_NONE;
-	partition->counts.lost++;
 	partition->dirty = true;
 	partition->active = true;
 	partition->state = PARTITION_ANCHOR;	/* what is being read is none of it */
@@ -330,8 +354,9 @@ take_anchor(Partition *partition, Bridge *bridge, const BridgeRecord *record)
 
 	if (found.offset < anchor->offset)
 		return;
-	if (found.offset == anchor->offset &&
-		(found.timestamp != anchor->timestamp || found.checksum != anchor->checksum))
+	if (found.offset > anchor->offset)
+		gone(partition, bridge);
+	else if (found.timestamp != anchor->timestamp || found.checksum != anchor->checksum)
 		lost(partition, bridge,
 			 "A record that was applied is another one now: the topic was made anew.");
 	else
@@ -396,7 +421,7 @@ take_caught_up(Partition *partition, Bridge *bridge, int64 offset)
 	if (partition->state == PARTITION_READING)
 		partition->failures = 0;
 	else if (offset > partition->anchor.offset)
-		verified(partition, bridge);	/* the anchor was compacted away */
+		gone(partition, bridge);
 	else
 		unclear(partition, bridge, "The log ends before the record last applied.");
 }

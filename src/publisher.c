@@ -39,21 +39,31 @@ typedef struct Publisher
 	bool		unsaved;		/* messages went out since the cursors were saved */
 	TimestampTz saved_at;
 	uint32		generation;		/* of the database slot, as the last pass saw it */
-	pid_t		bridge;			/* which the requests and questions went to */
+	TimestampTz bridge;			/* start of the one that was asked things */
 } Publisher;
 
 /* ---------------------------------------------------------------------
  * First transaction: read
  * --------------------------------------------------------------------- */
 
+/* What prepared transactions have committed may be due, and may lie anywhere */
+static void
+read_prepared(Publisher *publisher)
+{
+	if (!sweep_read_prepared(&publisher->sweep))
+		return;
+	recovery_go_back(message_clock_timestamp(sweep_lowest(&publisher->sweep)));
+	recovery_wake();
+}
+
 static void
 load(Publisher *publisher)
 {
 	message_floor_ensure();
-	sweep_load(&publisher->sweep, publisher->worker->extension, 0, 1);
+	publisher->loaded = sweep_load(&publisher->sweep, publisher->worker->extension, 0, 1);
 	held_load();
 	recovery_wake();
-	publisher->loaded = true;
+	read_prepared(publisher);
 }
 
 static void
@@ -70,11 +80,15 @@ static bool
 read_batch(Publisher *publisher)
 {
 	Worker	   *worker = publisher->worker;
-	bool		new_bridge = publisher->bridge != bridge_pid(worker->bridge);
+	bool		new_bridge = publisher->bridge != worker->bridge_started_at;
 	bool		changed;
+	MessageClock from;
 
 	if (!worker_begin(worker))
+	{
+		publisher->loaded = false;
 		return false;
+	}
 	if (!publisher->loaded)
 		load(publisher);
 	changed = topic_config_refresh();
@@ -84,17 +98,18 @@ read_batch(Publisher *publisher)
 	{
 		topic_admin_restart();
 		held_forget_questions();
-		publisher->bridge = bridge_pid(worker->bridge);
+		publisher->bridge = worker->bridge_started_at;
 	}
 	if (changed || new_bridge)
 		topic_admin_requests(worker);
 	ask_about_held(worker);
 
-	if (max_prepared_xacts > 0 && sweep_read_prepared(&publisher->sweep))
-		recovery_wake();
+	if (max_prepared_xacts > 0)
+		read_prepared(publisher);
+	from = sweep_begin_pass(&publisher->sweep);
 	publisher->more = recovery_next() <= GetCurrentTimestamp() &&
 		recovery_step(&publisher->sweep);
-	batch_read(&publisher->batch, &publisher->sweep);
+	batch_read(&publisher->batch, &publisher->sweep, from);
 	worker_commit(worker);
 	return true;
 }
@@ -384,7 +399,8 @@ sleep_unless_needed(Publisher *publisher)
 {
 	DatabaseSlot *db = publisher->worker->db;
 
-	worker_set_state(publisher->worker, "waiting for messages");
+	worker_set_state(publisher->worker, publisher->loaded ? "waiting for messages" :
+					 "waiting for lanes that another publisher has");
 	pg_atomic_write_u32(&db->publisher_sleeps, 1);
 	pg_memory_barrier();
 	if (pg_atomic_read_u32(&db->generation) == publisher->generation)
@@ -430,6 +446,8 @@ publisher_main(Worker *worker)
 		take_events(worker);
 		if (!worker_may_work(worker))
 		{
+			/* much may have happened to the log until it may */
+			publisher->loaded = false;
 			worker_wait(worker, time_to_rest(worker), false);
 			continue;
 		}

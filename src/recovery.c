@@ -416,6 +416,12 @@ recovery_wake(void)
 }
 
 void
+recovery_go_back(TimestampTz due_at)
+{
+	delayed_mark = Min(delayed_mark, due_at);
+}
+
+void
 recovery_expect(const TopicConfig *config)
 {
 	next_step = Min(next_step, GetCurrentTimestamp() + config->result_timeout);

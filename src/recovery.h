@@ -38,6 +38,9 @@ extern TimestampTz recovery_next(void);
 /* A step is due now: somebody may have written to outbox.delayed */
 extern void recovery_wake(void);
 
+/* Rows of outbox.delayed from that time on may have become visible */
+extern void recovery_go_back(TimestampTz due_at);
+
 /* A message of such a topic became SENT: a step is due when its time is over */
 extern void recovery_expect(const TopicConfig *config);
 

@@ -45,6 +45,7 @@ saved_plan(const char *sql, int nargs, const Oid *types)
 	uint64		hash = hash_bytes_extended((const unsigned char *) sql, strlen(sql), 0);
 	SavedPlan  *saved;
 	SPIPlanPtr	plan;
+	char	   *copy;
 
 	if (saved_plans == NULL)
 	{
@@ -65,8 +66,9 @@ saved_plan(const char *sql, int nargs, const Oid *types)
 	if (plan == NULL)
 		elog(ERROR, "could not prepare \"%s\": %s", sql, SPI_result_code_string(SPI_result));
 	SPI_keepplan(plan);
+	copy = MemoryContextStrdup(TopMemoryContext, sql);
 	saved = hash_search(saved_plans, &hash, HASH_ENTER, NULL);
-	saved->sql = MemoryContextStrdup(TopMemoryContext, sql);
+	saved->sql = copy;
 	saved->plan = plan;
 	return plan;
 }
@@ -178,6 +180,23 @@ status_array(const char *statuses)
 	return PointerGetDatum(construct_array(datums, n, CHAROID, 1, true, TYPALIGN_CHAR));
 }
 
+static int
+compare_ids(const void *a, const void *b)
+{
+	return memcmp(a, b, UUID_LEN);
+}
+
+/* Where an id is among sorted ones */
+static int
+find_id(const pg_uuid_t *id, const pg_uuid_t *ids, int n)
+{
+	const pg_uuid_t *found = bsearch(id, ids, n, sizeof(pg_uuid_t), compare_ids);
+
+	if (found == NULL)
+		elog(ERROR, "read a message that was not asked for");
+	return (int) (found - ids);
+}
+
 /*
  * The change in one partition of the log.  hit tells which of the ids it
  * changed.  Sorted ids are visited in order, by the index as by the nested
@@ -215,18 +234,13 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 					   " WHERE l.id = ANY ($1) AND l.status = ANY ($3) RETURNING l.id", name);
 	changed = store_execute(sql, texts ? 7 : 5, types, values, NULL);
 
-	/* the rows come back in the order of the ids */
-	for (int i = 0, next = 0; i < changed; i++)
+	for (int i = 0; i < changed; i++)
 	{
 		bool		isnull;
 		pg_uuid_t  *id = DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[i],
 													 SPI_tuptable->tupdesc, 1, &isnull));
 
-		while (next < n && memcmp(&ids[next], id, UUID_LEN) != 0)
-			next++;
-		if (next == n)
-			elog(ERROR, "messages came back in another order");
-		hit[next] = true;
+		hit[find_id(id, ids, n)] = true;
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return changed;
@@ -319,22 +333,8 @@ read_states_in_segment(int segment, const pg_uuid_t *ids, int n, MessageState *s
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		bool		isnull;
 		pg_uuid_t  *id = DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
-		MessageState *state = NULL;
+		MessageState *state = &states[find_id(id, ids, n)];
 
-		for (int low = 0, high = n - 1; low <= high && state == NULL;)
-		{
-			int			middle = (low + high) / 2;
-			int			order = memcmp(id, &ids[middle], UUID_LEN);
-
-			if (order == 0)
-				state = &states[middle];
-			else if (order < 0)
-				high = middle - 1;
-			else
-				low = middle + 1;
-		}
-		if (state == NULL)
-			elog(ERROR, "read a message that was not asked for");
 		state->found = true;
 		state->status = DatumGetChar(SPI_getbinval(tuple, desc, 2, &isnull));
 		state->attempts = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));

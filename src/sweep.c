@@ -48,10 +48,11 @@ lock_lane(Oid extension, int lane)
 	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
-void
+bool
 sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers)
 {
 	uint64		rows;
+	bool		all = true;
 
 	if (sweep->open == NULL)
 	{
@@ -62,8 +63,12 @@ sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers)
 	}
 	sweep->nopen = 0;
 	for (int lane = 0; lane < OUTBOX_LANES; lane++)
-		sweep->mine[lane] = lane % publishers == publisher &&
-			(sweep->mine[lane] || lock_lane(extension, lane));
+	{
+		bool		wanted = lane % publishers == publisher;
+
+		sweep->mine[lane] = wanted && (sweep->mine[lane] || lock_lane(extension, lane));
+		all = all && sweep->mine[lane] == wanted;
+	}
 
 	rows = store_execute("SELECT lane, cursor FROM outbox.lane", 0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < rows; i++)
@@ -78,6 +83,7 @@ sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers)
 			elog(ERROR, "unexpected lane %d in outbox.lane", lane);
 		sweep->position[lane] = sweep->saved[lane] = message_id_clock(cursor);
 	}
+	return all;
 }
 
 static bool

@@ -27,8 +27,11 @@ typedef struct Sweep
 	MessageClock clock;			/* as the current pass read it */
 } Sweep;
 
-/* Reads the lanes' cursors, locking the lanes of publisher i of n */
-extern void sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers);
+/*
+ * Reads the lanes' cursors, locking the lanes of publisher i of n.  False if
+ * somebody else still has one of them.
+ */
+extern bool sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers);
 
 /*
  * Begins a pass: reads the clock, then the announcements, and goes back for

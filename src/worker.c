@@ -35,8 +35,8 @@
 #include "topic_config.h"
 #include "worker.h"
 
-/* A resting worker looks again whether it still has to, this often (ms) */
-#define REST_INTERVAL		10000
+/* Nobody wakes us when a command on the extension is rolled back (ms) */
+#define LOCKED_OUT_INTERVAL	500
 
 static Worker *this_worker = NULL;
 
@@ -113,6 +113,8 @@ worker_wait(Worker *worker, long timeout, bool busy)
 		if (bridge_has_input(worker->bridge))
 			timeout = 0;
 	}
+	if (worker->locked_out)
+		timeout = Min(timeout, LOCKED_OUT_INTERVAL);
 	if (ConfigReloadPending)
 		timeout = 0;			/* a wait for a lock may have taken its latch */
 
@@ -224,16 +226,19 @@ worker_begin(Worker *worker)
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	notice_settings(worker);
-	extension = get_extension_oid(OUTBOX_EXTENSION, true);
-	if (!OidIsValid(extension) ||
-		(OidIsValid(worker->extension) && worker->extension != extension))
-		extension_gone(worker, epoch);
+	extension = worker->extension;
+	if (!OidIsValid(extension))
+		extension = get_extension_oid(OUTBOX_EXTENSION, true);
 
 	/* DROP and ALTER EXTENSION must not wait for us, nor we for them */
-	if (!outbox_conditional_lock_object(ExtensionRelationId, extension, 0, AccessShareLock))
+	worker->locked_out = OidIsValid(extension) &&
+		!outbox_conditional_lock_object(ExtensionRelationId, extension, 0, AccessShareLock);
+	if (worker->locked_out)
 		why = "waiting for a command on the extension";
 	else
 	{
+		if (!OidIsValid(extension) || get_extension_oid(OUTBOX_EXTENSION, true) != extension)
+			extension_gone(worker, epoch);
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "SPI_connect failed");
 		if (!OidIsValid(worker->extension))
@@ -385,6 +390,8 @@ session_settings(void)
 		{"jit", "off"},
 		{"plan_cache_mode", "force_generic_plan"},
 		/* all that a worker reads, it reads by primary key */
+		{"enable_indexscan", "on"},
+		{"enable_nestloop", "on"},
 		{"enable_seqscan", "off"},
 		{"enable_bitmapscan", "off"},
 		{"enable_hashjoin", "off"},

@@ -23,6 +23,7 @@ typedef struct Worker
 	DatabaseSlot *db;
 	WorkerSlot *slot;			/* what outbox.worker shows */
 	Oid			extension;		/* its OID, checked in every transaction */
+	bool		locked_out;		/* a command on the extension is under way */
 	uint32		settings_generation;	/* of the database slot, as last seen */
 
 	Bridge	   *bridge;			/* NULL: none */
@@ -83,6 +84,9 @@ extern void worker_bridge_proved(Worker *worker);
 
 /* Ends the bridge; a new one is started when the worker may work again */
 extern void worker_bridge_drop(Worker *worker, const char *why);
+
+/* The same where it failed: that is logged, and there is a back-off */
+extern void worker_bridge_failed(Worker *worker, const char *how);
 
 /* What outbox.worker shows */
 extern void worker_set_state(Worker *worker, const char *state);

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "common/hashfn.h"
+#include "utils/memutils.h"
 
 #include "worker.h"
 
@@ -67,10 +68,20 @@ hash_properties(const KafkaProperty *properties, int n)
 	return hash;
 }
 
+/* Outside of a transaction nobody else frees what this leaves behind */
+static MemoryContext
+properties_context(void)
+{
+	return AllocSetContextCreate(TopMemoryContext, "outbox Kafka properties",
+								 ALLOCSET_SMALL_SIZES);
+}
+
 void
 worker_bridge_start(Worker *worker)
 {
 	int			n;
+	MemoryContext context = properties_context();
+	MemoryContext old = MemoryContextSwitchTo(context);
 	KafkaProperty *properties = kafka_config_load(&n);
 
 	worker->bridge_config = hash_properties(properties, n);
@@ -78,6 +89,8 @@ worker_bridge_start(Worker *worker)
 	worker->bridge = bridge_start(worker->kind == WORKER_PUBLISHER ?
 								  BRIDGE_PRODUCER : BRIDGE_CONSUMER, properties, n);
 	kafka_config_forget(properties, n);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
 	worker->bridge_ready = false;
 	worker->brokers_up = false;
 	worker->bridge_started_at = GetCurrentTimestamp();
@@ -88,10 +101,14 @@ void
 worker_bridge_compare(Worker *worker)
 {
 	int			n;
+	MemoryContext context = properties_context();
+	MemoryContext old = MemoryContextSwitchTo(context);
 	KafkaProperty *properties = kafka_config_load(&n);
 	uint32		hash = hash_properties(properties, n);
 
 	kafka_config_forget(properties, n);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
 	worker->config_changed = false;
 	if (hash != worker->bridge_config)
 		worker_bridge_drop(worker, "stopped to apply changed settings");
@@ -117,8 +134,8 @@ worker_bridge_proved(Worker *worker)
 	worker->bridge_failures = 0;
 }
 
-static void
-bridge_died(Worker *worker, const char *how)
+void
+worker_bridge_failed(Worker *worker, const char *how)
 {
 	long		delay;
 
@@ -171,7 +188,7 @@ worker_next_event(Worker *worker, BridgeEvent *event)
 				note_brokers(worker, event->up, event->text);
 				return true;
 			case BRIDGE_DIED:
-				bridge_died(worker, event->text);
+				worker_bridge_failed(worker, event->text);
 				return true;
 			default:
 				return true;

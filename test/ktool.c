@@ -20,7 +20,8 @@
  *	consume TOPIC [-o beginning|OFFSET] [-p PARTITION] [-c COUNT] [-f] [-t SECONDS]
  *									one JSON object a record, to the end of all
  *									partitions; -f: go on until -c or -t
- *	rtt TOPIC N						acknowledged one by one; p50, p99 and max in us
+ *	rtt TOPIC N [MS]				acknowledged one by one, so many milliseconds
+ *									apart; p50, p99 and max in us
  *	service IN RESULT [--fail-every N] [--by-header] [--json]
  *									the inventory of the demo
  *
@@ -756,11 +757,11 @@ cmd_rtt(int argc, char **argv)
 {
 	rd_kafka_t *rk = new_producer();
 	int			n = number(argv[1]);
+	int			apart = argc > 2 ? number(argv[2]) : 0;
 	int64_t    *times;
 	Field		none = {NULL, 0};
 	Field		value = {"x", 1};
 
-	(void) argc;
 	if (n < 1)
 		die("rtt wants a number above 0");
 	times = calloc(n, sizeof(*times));
@@ -778,6 +779,8 @@ cmd_rtt(int argc, char **argv)
 			die("rtt: not delivered");
 		if (i >= 0)
 			times[i] = now_us() - start;
+		if (apart > 0)
+			pause_ms(apart);
 	}
 	qsort(times, n, sizeof(*times), compare_times);
 	printf("p50 %" PRId64 " p99 %" PRId64 " max %" PRId64 "\n",

@@ -6,9 +6,11 @@
  * Where the broker turns a request down for good, librdkafka goes on with what
  * is queued behind it, at once, in the thread that read the answer.  Whatever
  * failed and is sent again then comes too late.  So an interceptor, which that
- * thread calls before it sends anything more, pauses the partition; the main
- * thread takes back what is queued, and resumes the partition for the next
- * batch, when nothing is outstanding any more.
+ * thread calls as it reads the answer, pauses the partition and purges what is
+ * queued.  The thread does the latter next, before it sends anything more, also
+ * of a request that is made up already; what the main thread adds from then on
+ * stays in the partition until it takes it back, too.  It resumes the partition
+ * for the next batch, when nothing is outstanding any more.
  *
  *-------------------------------------------------------------------------
  */
@@ -89,6 +91,7 @@ on_acknowledgement(rd_kafka_t *rk, rd_kafka_message_t *message, void *opaque)
 	rd_kafka_topic_partition_list_add(list, rd_kafka_topic_name(message->rkt), message->partition);
 	rd_kafka_pause_partitions(rk, list);
 	rd_kafka_topic_partition_list_destroy(list);
+	rd_kafka_purge(rk, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_NON_BLOCKING);
 	return RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 

@@ -12,12 +12,20 @@ static void put_outcome(uint32_t index, OutcomeClass class, OutcomePersisted per
 
 /*
  * The text is that of the code: rd_kafka_message_errstr takes a produced
- * record's payload for one.
+ * record's payload for one.  Of a client that is finished it is the reason.
  */
 static void
 put_outcome(uint32_t index, OutcomeClass class, OutcomePersisted persisted,
 			int32_t partition, int64_t offset, rd_kafka_resp_err_t err)
 {
+	const char *detail = rd_kafka_err2str(err);
+	char		text[512];
+
+	if (class == OUTCOME_CLIENT_FINISHED && rd_kafka_fatal_error(client.rk, NULL, 0))
+	{
+		err = rd_kafka_fatal_error(client.rk, text, sizeof(text));
+		detail = text;
+	}
 	frame_item(&client.out, FRAME_OUTCOMES);
 	put_u32(&client.out, index);
 	put_u8(&client.out, (uint8_t) class);
@@ -25,7 +33,7 @@ put_outcome(uint32_t index, OutcomeClass class, OutcomePersisted persisted,
 	put_u32(&client.out, (uint32_t) partition);
 	put_u64(&client.out, (uint64_t) offset);
 	put_string(&client.out, class == OUTCOME_OK ? "" : error_name(err));
-	put_string(&client.out, class == OUTCOME_OK ? "" : rd_kafka_err2str(err));
+	put_string(&client.out, class == OUTCOME_OK ? "" : detail);
 }
 
 /* The outcome of a record that librdkafka never had */

@@ -43,7 +43,7 @@ static int	purge_flags;
  */
 static uint32_t batch = 1;
 static bool batch_ended;
-static bool taking_back;		/* what is queued, because of such a record */
+static bool giving_up;			/* a purge isn't because of such a record */
 
 static void retry_waiting(WaitingList *list);
 static void produce_item(const unsigned char *item, size_t len, const Record *record);
@@ -58,7 +58,7 @@ static void refuse_behind(uint32_t index, const Topic *topic, int32_t partition)
 static void give_up_waiting(WaitingList *list, rd_kafka_resp_err_t err);
 static bool all_leaderless(void);
 static OutcomeClass class_of(rd_kafka_resp_err_t err);
-static void take_back(void);
+static void give_up(int flags);
 static void purge(int flags);
 
 /*---- in ----*/
@@ -71,7 +71,6 @@ produce_frame(FrameReader *frame)
 	{
 		batch++;
 		batch_ended = false;
-		taking_back = false;
 		order_resume();
 	}
 	while (frame_more(frame))
@@ -305,7 +304,7 @@ refuse_behind(uint32_t index, const Topic *topic, int32_t partition)
 static OutcomeClass
 class_of(rd_kafka_resp_err_t err)
 {
-	if (taking_back && err == RD_KAFKA_RESP_ERR__PURGE_QUEUE)
+	if (err == RD_KAFKA_RESP_ERR__PURGE_QUEUE && !giving_up)
 		return OUTCOME_BEHIND;
 	return classify_outcome(err);
 }
@@ -341,9 +340,12 @@ produce_reports(rd_kafka_event_t *event)
 	}
 	progress_at = now_ms();
 	if (queue_behind && purge_at == 0)
-		take_back();
+		purge(RD_KAFKA_PURGE_F_QUEUE);
 	if (outstanding == 0)
+	{
 		purge_at = 0;
+		giving_up = false;
+	}
 	retry_waiting(&no_room);
 }
 
@@ -365,7 +367,7 @@ produce_topic_answered(Topic *topic, rd_kafka_resp_err_t err)
 	retry_waiting(&topic->waiting);
 	if (topic->leaderless > 0 && outstanding > 0 && client.trouble_at < handed_at &&
 		now_ms() - progress_at >= STALLED_MS && all_leaderless())
-		purge(RD_KAFKA_PURGE_F_QUEUE);
+		give_up(RD_KAFKA_PURGE_F_QUEUE);
 }
 
 /* Is there no leader for anything outstanding? */
@@ -411,12 +413,11 @@ produce_give_up_waiting(rd_kafka_resp_err_t err)
 	give_up_waiting(&no_room, err);
 }
 
-/* What is queued behind a failed record, and with it all that is queued */
 static void
-take_back(void)
+give_up(int flags)
 {
-	taking_back = true;
-	purge(RD_KAFKA_PURGE_F_QUEUE);
+	giving_up = true;
+	purge(flags);
 }
 
 /* A record on its way between two queues escapes: done again until all are back */
@@ -434,9 +435,8 @@ produce_purge(void)
 {
 	produce_give_up_waiting(RD_KAFKA_RESP_ERR__PURGE_QUEUE);
 	topics_distrust();
-	taking_back = false;
 	if (outstanding > 0)
-		purge(RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
+		give_up(RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
 }
 
 /* What is due by the clock; returns how long there is to sleep, -1 for ever */
