@@ -12,36 +12,8 @@
 #ifndef OUTBOX_BRIDGE_H
 #define OUTBOX_BRIDGE_H
 
+#include "bridge/protocol.h"
 #include "kafka_config.h"
-
-typedef enum BridgeRole
-{
-	BRIDGE_PRODUCER = 'p',
-	BRIDGE_CONSUMER = 'c'
-} BridgeRole;
-
-/* What became of a record handed to the bridge; see doc/kafka-errors.md */
-typedef enum OutcomeClass
-{
-	OUTCOME_OK,					/* acknowledged by all in-sync replicas */
-	OUTCOME_RETRIABLE,			/* not or possibly sent: try again later */
-	OUTCOME_REJECTED,			/* this record can never be published */
-	OUTCOME_REQUEST_REJECTED,	/* its whole request was: try it alone */
-	OUTCOME_CORRUPT,			/* broker saw a bad checksum: alone, again */
-	OUTCOME_TOPIC_MISSING,
-	OUTCOME_TOPIC_DENIED,
-	OUTCOME_TOPIC_MISCONFIGURED,
-	OUTCOME_CLIENT_FINISHED,	/* the producer is unusable: a new bridge */
-	OUTCOME_BEHIND,				/* kept back, lest it overtakes one that failed */
-	OUTCOME_UNKNOWN				/* any other error: try again later */
-} OutcomeClass;
-
-typedef enum OutcomePersisted
-{
-	PERSISTED_NOT,
-	PERSISTED_POSSIBLY,
-	PERSISTED_YES
-} OutcomePersisted;
 
 typedef struct BridgeHeader
 {
@@ -91,16 +63,6 @@ typedef enum BridgeEventType
 	BRIDGE_LOG,					/* level (syslog 0..7), text */
 	BRIDGE_DIED					/* text: how; no event follows this one */
 } BridgeEventType;
-
-typedef enum PartitionErrorClass
-{
-	PARTITION_RETRYING,			/* internal or passing: nothing to do */
-	PARTITION_OFFSET_LOST,		/* the position is outside of the log */
-	PARTITION_TOPIC_MISSING,
-	PARTITION_TOPIC_DENIED,
-	PARTITION_UNREADABLE,		/* the record at offset can't be read */
-	PARTITION_CLIENT_FINISHED
-} PartitionErrorClass;
 
 /* All pointers are valid until the next call on the same bridge */
 typedef struct BridgeEvent

@@ -88,7 +88,8 @@ outbox_worker_status(PG_FUNCTION_ARGS)
 		int			n = i < 0 ? 1 : OUTBOX_WORKERS_PER_DATABASE;
 
 		LWLockAcquire(outbox_shared->lock, LW_SHARED);
-		database = i < 0 ? InvalidOid : outbox_shared->databases[i].oid;
+		database = i < 0 || !outbox_shared->databases[i].has_extension ? InvalidOid :
+			outbox_shared->databases[i].oid;
 		memcpy(copy, i < 0 ? &outbox_shared->launcher_slot :
 			   outbox_shared->databases[i].workers, n * sizeof(WorkerSlot));
 		LWLockRelease(outbox_shared->lock);

@@ -119,8 +119,7 @@ typedef enum FrameType
 	FRAME_LOG
 } FrameType;
 
-/* The worker's end has these from bridge.h, which must agree */
-#ifndef OUTBOX_BRIDGE_H
+/*---- what the bodies speak of ----*/
 
 typedef enum BridgeRole
 {
@@ -128,20 +127,20 @@ typedef enum BridgeRole
 	BRIDGE_CONSUMER = 'c'
 } BridgeRole;
 
-/* What became of a record; see doc/kafka-errors.md */
+/* What became of a record handed to the bridge; see doc/kafka-errors.md */
 typedef enum OutcomeClass
 {
-	OUTCOME_OK,
-	OUTCOME_RETRIABLE,
-	OUTCOME_REJECTED,
-	OUTCOME_REQUEST_REJECTED,
-	OUTCOME_CORRUPT,
+	OUTCOME_OK,					/* acknowledged by all in-sync replicas */
+	OUTCOME_RETRIABLE,			/* not or possibly sent: try again later */
+	OUTCOME_REJECTED,			/* this record can never be published */
+	OUTCOME_REQUEST_REJECTED,	/* its whole request was: try it alone */
+	OUTCOME_CORRUPT,			/* broker saw a bad checksum: alone, again */
 	OUTCOME_TOPIC_MISSING,
 	OUTCOME_TOPIC_DENIED,
 	OUTCOME_TOPIC_MISCONFIGURED,
-	OUTCOME_CLIENT_FINISHED,
-	OUTCOME_BEHIND,
-	OUTCOME_UNKNOWN
+	OUTCOME_CLIENT_FINISHED,	/* the producer is unusable: a new bridge */
+	OUTCOME_BEHIND,				/* kept back, lest it overtakes one that failed */
+	OUTCOME_UNKNOWN				/* any other error: try again later */
 } OutcomeClass;
 
 typedef enum OutcomePersisted
@@ -153,14 +152,12 @@ typedef enum OutcomePersisted
 
 typedef enum PartitionErrorClass
 {
-	PARTITION_RETRYING,
-	PARTITION_OFFSET_LOST,
+	PARTITION_RETRYING,			/* internal or passing: nothing to do */
+	PARTITION_OFFSET_LOST,		/* the position is outside of the log */
 	PARTITION_TOPIC_MISSING,
 	PARTITION_TOPIC_DENIED,
-	PARTITION_UNREADABLE,
+	PARTITION_UNREADABLE,		/* the record at offset can't be read */
 	PARTITION_CLIENT_FINISHED
 } PartitionErrorClass;
-
-#endif
 
 #endif							/* OUTBOX_PROTOCOL_H */
