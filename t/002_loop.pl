@@ -1,6 +1,6 @@
-# The seed case of the pattern, with a client that isn't ours: kcat takes the
-# key as the message id and the value as the order, and answers with the same
-# key and the plain value SUCCESS or FAILED.
+# The seed case of the pattern on Apache Kafka, with clients that aren't ours:
+# a service that takes the record's key as the message id and its value as the
+# order, and answers with that key and SUCCESS or FAILED.
 
 use strict;
 use warnings;
@@ -9,123 +9,148 @@ use FindBin;
 use lib "$FindBin::RealBin/lib";
 
 use IPC::Run ();
-use JSON::PP ();
 use OutboxTest::Cluster;
+use OutboxTest::Guard qw(reap spawn_guarded);
 use OutboxTest::Kafka;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $kcat = (grep { -x "$_/kcat" } split /:/, $ENV{PATH})[0];
-plan skip_all => 'kcat is not installed' unless defined $kcat;
-
 my $kafka = OutboxTest::Kafka->new;
 $kafka->start;
-$kafka->create_topic($_, 4) foreach (qw(orders order-results));
-
+$kafka->create_topic('orders', 3);
+$kafka->create_topic('results', 2);
+$kafka->create_topic('keyed', 3);
+$kafka->create_topic('keyed-results', 1);
 my $node = new_outbox_node('main', bootstrap => $kafka->bootstrap, extension => ['postgres']);
-$node->safe_psql('postgres', q{
-	CREATE TABLE orders (order_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-		product_id int, quantity int, customer text);
-	SELECT outbox.set_topic('orders', result_topic => 'order-results');
-	SELECT outbox.attach('orders', 'orders',
-		columns => '{order_id as orderId, product_id as productId, quantity}')});
+my @kcat = ('kcat', '-q', '-b', $kafka->bootstrap);
 
-sub kcat_consume
+# What the service does: it refuses an order of ten and more.  A kcat for each
+# answer, since it reads its input in blocks.
+my $answer = <<'EOS';
+tab=$(printf '\t')
+while IFS="$tab" read -r key order; do
+	case $order in
+		*'"quantity":'[0-9],*) result=SUCCESS ;;
+		*) result=FAILED ;;
+	esac
+	printf '%s\t%s\n' "$key" "$result" | kcat -q -b "$1" -P -t results -K "$tab"
+done
+EOS
+
+# Programs joined by pipes, as a shell does it; returns their pids.
+sub start_pipeline
 {
-	my ($topic) = @_;
-	my ($out, $err) = ('', '');
+	my @commands = @_;
+	my ($input, @pids);
 
-	# key and value, each on a line of its own; until the end of the topic
-	IPC::Run::run(
-		[ 'kcat', '-b', $kafka->bootstrap, '-C', '-q', '-e', '-o', 'beginning', '-t', $topic,
-			'-f', "%k\t%s\n" ],
-		'<', \undef, '>', \$out, '2>', \$err, IPC::Run::timeout(60))
-	  or die "kcat failed: $err";
-	return map { [ split /\t/, $_, 2 ] } split /\n/, $out;
+	while (my $command = shift @commands)
+	{
+		my ($read, $write);
+		my %fds = (stderr => "$PostgreSQL::Test::Utils::tmp_check/service.log");
+
+		pipe($read, $write) or die "pipe: $!" if @commands;
+		$fds{stdin} = $input if defined $input;
+		$fds{stdout} = $write if defined $write;
+		push @pids, spawn_guarded(\%fds, @$command);
+		$input = $read;
+	}
+	return @pids;
 }
 
-sub kcat_produce
-{
-	my ($topic, @lines) = @_;
-	my ($out, $err) = ('', '');
-	my $in = join('', map { "$_\n" } @lines);
+subtest 'the key is the id' => sub {
+	my @service = start_pipeline(
+		[ @kcat, '-C', '-u', '-o', 'beginning', '-t', 'orders', '-f', '%k\t%s\n' ],
+		[ 'sh', '-c', $answer, 'service', $kafka->bootstrap ]);
 
-	IPC::Run::run(
-		[ 'kcat', '-b', $kafka->bootstrap, '-P', '-t', $topic, '-K', "\t" ],
-		'<', \$in, '>', \$out, '2>', \$err, IPC::Run::timeout(60))
-	  or die "kcat failed: $err";
-	return;
-}
+	$node->safe_psql('postgres', q(
+		CREATE TABLE orders (id serial PRIMARY KEY, product_id int, quantity int, note text);
+		SELECT outbox.set_topic('orders', result_topic => 'results');
+		SELECT outbox.attach('orders', 'orders',
+			columns => '{id, product_id as productId, quantity, note}')));
 
-# ---------- orders go out ----------
+	# one a transaction, many in one, and one that is rolled back
+	$node->safe_psql('postgres',
+		"INSERT INTO orders (product_id, quantity, note) VALUES (1, $_, 'caf\xc3\xa9')")
+	  foreach (1, 12, 2);
+	$node->safe_psql('postgres',
+		q(INSERT INTO orders (product_id, quantity) SELECT 2, n FROM generate_series(1, 20) AS n));
+	$node->safe_psql('postgres',
+		q(BEGIN; INSERT INTO orders (product_id, quantity) VALUES (3, 1); ROLLBACK));
 
-$node->safe_psql('postgres', q{
-	INSERT INTO orders (product_id, quantity, customer)
-	SELECT n % 7, n, 'customer ' || n FROM generate_series(1, 20) AS n});
-wait_for_value($node, 'postgres',
-	"SELECT count(*) FROM outbox.message WHERE status = 'SENT'", '20');
+	wait_for_value($node, 'postgres',
+		q(SELECT count(*) FROM outbox.message WHERE status IN ('CONFIRMED', 'FAILED')), '23');
+	is( $node->safe_psql('postgres',
+			q(SELECT status, count(*), min(result), bool_and((payload::json ->> 'quantity')::int < 10)
+			  FROM outbox.message GROUP BY status ORDER BY status)),
+		"CONFIRMED|11|SUCCESS|t\nFAILED|12|FAILED|f",
+		'what it accepts is CONFIRMED, what it refuses is FAILED');
+	is( $node->safe_psql('postgres',
+			q(SELECT count(*) FROM outbox.message AS m FULL JOIN orders AS o
+			  ON (m.payload::json ->> 'id')::int = o.id
+			  WHERE m.id IS NULL OR o.id IS NULL OR m.attempts <> 1)),
+		'0', 'each order once');
 
-# ---------- kcat is the inventory service ----------
+	my @records = $kafka->consume('orders');
+	is(scalar(@records), 23, 'each was published once');
+	my ($first) = grep { $_->{value} =~ /"id":1,/ } @records;
+	is($first->{value}, qq({"id":1,"productId":1,"quantity":1,"note":"caf\xc3\xa9"}),
+		'its value is the JSON of the row');
+	is( $first->{key},
+		$node->safe_psql('postgres',
+			q(SELECT id FROM outbox.message WHERE payload::json ->> 'id' = '1')),
+		'its key is the message id');
+	is($first->{header}{id}, $first->{key}, 'which is in header id, too');
 
-my @orders = kcat_consume('orders');
-is(scalar(@orders), 20, 'kcat has read the orders');
+	is( $node->safe_psql('postgres',
+			q(SELECT backlog, published, confirmed, failed, dead, results_applied,
+				results_repeated + results_contrary + results_unknown + results_bad FROM outbox.stat)),
+		'0|23|11|12|0|23|0', 'outbox.stat counts them');
+	reap($_, 'TERM') foreach (@service);
+};
 
-my (@answers, %expected);
-foreach my $record (@orders)
-{
-	my ($id, $value) = @$record;
-	my $order = JSON::PP::decode_json($value);
+subtest 'a key of its own' => sub {
+	my ($status, $out, $notice) = $node->psql('postgres', q(
+		SELECT outbox.set_topic('keyed', 'keyed-results');
+		CREATE TABLE keyed (customer text, quantity int);
+		SELECT outbox.attach('keyed', 'keyed', key => 'customer')));
 
-	like($id, qr/^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/,
-		"the key of order $order->{orderId} is the message id");
-	is(join(',', sort keys %$order), 'orderId,productId,quantity', 'and the value the order');
-	my $answer = $order->{quantity} > 15 ? 'FAILED' : 'SUCCESS';
-	$expected{$id} = $answer eq 'FAILED' ? 'FAILED' : 'CONFIRMED';
-	push @answers, "$id\t$answer";
-}
-kcat_produce('order-results', @answers);
+	is($status, 0, 'attached');
+	like($notice, qr/NOTICE: .*header/s, 'with a NOTICE: services must echo a header');
+	$node->safe_psql('postgres',
+		q(INSERT INTO keyed VALUES ('ann', 1), ('bob', 2), ('ann', 3)));
 
-wait_for_value($node, 'postgres', q{
-	SELECT string_agg(status || ' ' || n, ', ' ORDER BY status)
-	FROM (SELECT status, count(*) AS n FROM outbox.message GROUP BY status) AS s},
-	'CONFIRMED 15, FAILED 5');
-my %status = map { split /\|/ } split /\n/,
-  $node->safe_psql('postgres', 'SELECT id, status FROM outbox.message');
-is_deeply(\%status, \%expected, 'each message has the answer that was given to it');
+	# A header's value may hold any byte, a line's end too.
+	my ($end, $records) = ('-- end of record', '');
+	wait_until(
+		'the records are there',
+		sub {
+			$records = '';
+			IPC::Run::run(
+				[ @kcat, '-C', '-e', '-o', 'beginning', '-t', 'keyed', '-f', "%k|%s|%h$end" ],
+				'>', \$records, IPC::Run::timeout(60));
+			return (() = $records =~ /\Q$end\E/g) == 3;
+		});
+	my %answers = (1 => 'SUCCESS', 2 => '{"status": "FAILED", "error": "sold out"}', 3 => '"SUCCESS"');
+	foreach my $record (split /\Q$end\E/, $records)
+	{
+		my ($key, $quantity) = $record =~ /^(\w+)\|.*"quantity":(\d)/;
+		my ($id) = $record =~ /\bid=([0-9a-f-]{36})/;
 
-# ---------- and the answer may be said in a header ----------
-
-$node->safe_psql('postgres', q{
-	CREATE TABLE payments (payment_id int PRIMARY KEY, account text);
-	SELECT outbox.set_topic('payments', result_topic => 'order-results');
-	SELECT outbox.attach('payments', 'payments', key => 'account')});
-$kafka->create_topic('payments', 2);
-$node->safe_psql('postgres', "INSERT INTO payments VALUES (1, 'a'), (2, 'a')");
-wait_for_value($node, 'postgres',
-	"SELECT count(*) FROM outbox.message WHERE topic = 'payments' AND status = 'SENT'", '2');
-my @ids = split /\n/,
-  $node->safe_psql('postgres', "SELECT id FROM outbox.message WHERE topic = 'payments' ORDER BY id");
-my @payments = kcat_consume('payments');
-is_deeply(
-	[ map { [ $_->[0], JSON::PP::decode_json($_->[1])->{payment_id} ] } @payments ],
-	[ [ 'a', 1 ], [ 'a', 2 ] ],
-	'a key of its own keeps the order');
-
-foreach my $i (0, 1)
-{
-	my $err = '';
-	IPC::Run::run(
-		[ 'kcat', '-b', $kafka->bootstrap, '-P', '-t', 'order-results', '-k', 'a',
-			'-H', "reply_to_message_id=$ids[$i]" ],
-		'<', \'{"status": "SUCCESS"}', '2>', \$err, IPC::Run::timeout(60))
-	  or die "kcat failed: $err";
-}
-wait_for_value($node, 'postgres',
-	"SELECT count(*) FROM outbox.message WHERE topic = 'payments' AND status = 'CONFIRMED'", '2');
-is( $node->safe_psql('postgres',
-		'SELECT results_applied, results_repeated, results_contrary, results_unknown, results_bad FROM outbox.stat'),
-	'22|0|0|0|0',
-	'every result counted once');
+		IPC::Run::run(
+			[
+				@kcat, '-P', '-t', 'keyed-results', '-k', $key,
+				'-H', "reply_to_message_id=$id"
+			],
+			'<', \$answers{$quantity}, IPC::Run::timeout(60));
+	}
+	wait_for_value($node, 'postgres',
+		q(SELECT count(*) FROM outbox.message WHERE topic = 'keyed' AND status IN ('CONFIRMED', 'FAILED')),
+		'3');
+	is( $node->safe_psql('postgres',
+			q(SELECT key, status, error FROM outbox.message WHERE topic = 'keyed' ORDER BY id)),
+		"ann|CONFIRMED|\nbob|FAILED|sold out\nann|CONFIRMED|",
+		'the header reply_to_message_id is enough');
+};
 
 $node->stop;
 $kafka->stop;

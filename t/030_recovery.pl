@@ -1,5 +1,5 @@
-# What is lost on the way is recovered: no result in time, resend, and the
-# table of transitions.
+# Recovery: what has no result is published again, with the same id, and what
+# a crash has left is published.
 
 use strict;
 use warnings;
@@ -9,189 +9,335 @@ use lib "$FindBin::RealBin/lib";
 
 use OutboxTest::Cluster;
 use OutboxTest::Kafka;
+use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $kafka = OutboxTest::Kafka->new;
 $kafka->start;
-$kafka->create_topic($_, 2) foreach (qw(orders results plain slow late));
-
 my $node = new_outbox_node('main', bootstrap => $kafka->bootstrap, extension => ['postgres']);
+my $number = 0;
 
-sub sql
+# A topic on the broker, nobody else's, and its result topic if it is to have
+# one: new_topic("result_timeout => '1 s'")
+sub new_topic
 {
-	my ($sql) = @_;
-	return $node->safe_psql('postgres', $sql);
-}
+	my ($settings) = @_;
+	my $topic = 'topic-' . $number++;
 
-sub send_message
-{
-	my ($topic, $payload) = @_;
-	return sql("SELECT outbox.send('$topic', '$payload'::text)");
-}
-
-sub wait_status
-{
-	my ($id, $status) = @_;
-	return wait_for_value($node, 'postgres',
-		"SELECT status FROM outbox.message WHERE id = '$id'", $status);
-}
-
-# How many records of a topic carry this id
-sub copies
-{
-	my ($topic, $id) = @_;
-	return scalar(grep { ($_->{key} // '') eq $id } $kafka->consume($topic));
-}
-
-# SQLSTATE of a statement that fails
-sub sqlstate
-{
-	my ($sql) = @_;
-	my ($out, $err) = ('', '');
-	$node->psql('postgres', "\\set VERBOSITY sqlstate\n$sql", stdout => \$out, stderr => \$err);
-	return $err =~ /ERROR:\s+(\w{5})/ ? $1 : "none: $err";
-}
-
-# ---------- no result in time ----------
-
-sql("SELECT outbox.set_topic('orders', result_topic => 'results',
-	result_timeout => '1 s', max_attempts => 3)");
-my $id = send_message('orders', 'never answered');
-wait_status($id, 'DEAD');
-is(sql("SELECT attempts, error FROM outbox.message WHERE id = '$id'"),
-	'3|no result after 3 attempts; what became of it is unknown',
-	'dead after the last attempt, with the reason');
-is(copies('orders', $id), 3, 'published three times under the same id');
-is(sql("SELECT dead, republished FROM outbox.stat"), '1|2', 'and counted');
-
-# Each wait is twice the one before it: 1, 2 and 4 seconds.
-cmp_ok(
-	sql("SELECT extract(epoch FROM updated_at - created_at) FROM outbox.message WHERE id = '$id'"),
-	'>=', 7, 'the waits double');
-
-# Nothing is compensated on a guess: the answer still counts when it comes.
-$kafka->produce('results', { key => $id, value => 'SUCCESS' });
-wait_status($id, 'CONFIRMED');
-is(sql("SELECT error IS NULL FROM outbox.message WHERE id = '$id'"), 't',
-	'a late result: confirmed, and what it died of is over');
-
-# An answer in time ends it.
-$id = send_message('orders', 'answered');
-wait_status($id, 'SENT');
-$kafka->produce('results', { key => $id, value => 'FAILED' });
-wait_status($id, 'FAILED');
-wait_for_value($node, 'postgres', "SELECT count(*) FROM outbox.delayed WHERE id = '$id'", '0');
-is(copies('orders', $id), 1, 'what was answered is not sent again');
-
-# ---------- resend ----------
-
-$id = send_message('plain', 'once more');
-wait_status($id, 'SENT');
-my ($start) = (time());
-sql("SELECT outbox.resend('$id')");
-wait_for_value($node, 'postgres',
-	"SELECT status, attempts FROM outbox.message WHERE id = '$id'", 'SENT|2');
-cmp_ok(time() - $start, '<', 8, 'resend does not wait for the slow poll');
-is(copies('plain', $id), 2, 'resend of a SENT message: the same id again');
-
-$id = send_message('orders', 'dead, then sent again');
-wait_status($id, 'DEAD');
-sql("SELECT outbox.resend('$id')");
-wait_for_value($node, 'postgres',
-	"SELECT status, attempts, error IS NULL FROM outbox.message WHERE id = '$id'", 'SENT|4|t');
-$kafka->produce('results', { key => $id, value => 'SUCCESS' });
-wait_status($id, 'CONFIRMED');
-is(sqlstate("SELECT outbox.resend('$id')"), '55000', 'resend of a CONFIRMED message');
-is(sqlstate("SELECT outbox.resend('00000000-0000-7000-8000-000000000000')"),
-	'P0002', 'resend of no message');
-my $new = send_message('missing', 'waits');
-is(sqlstate("SELECT outbox.resend('$new')"), '55000', 'resend of a NEW message');
-
-# ---------- a result is expected only later ----------
-
-# Long SENT when the topic gets its result topic: recovery finds it.
-my $old = send_message('late', 'before set_topic');
-wait_status($old, 'SENT');
-sql("SELECT outbox.set_topic('late', result_topic => 'results', result_timeout => '500 ms')");
-wait_for_value($node, 'postgres',
-	"SELECT attempts >= 2 FROM outbox.message WHERE id = '$old'", 't');
-$kafka->produce('results', { key => $old, value => 'SUCCESS' });
-wait_status($old, 'CONFIRMED');
-
-# Another timeout takes effect for what waits already.
-sql("SELECT outbox.set_topic('slow', result_topic => 'results', result_timeout => '1 hour')");
-my $slow = send_message('slow', 'an hour');
-wait_status($slow, 'SENT');
-my $fast = send_message('late', 'meanwhile');
-wait_for_value($node, 'postgres',
-	"SELECT attempts >= 2 FROM outbox.message WHERE id = '$fast'", 't');
-is(sql("SELECT attempts FROM outbox.message WHERE id = '$slow'"),
-	'1', 'each topic has its own timeout');
-sql("SELECT outbox.set_topic('slow', result_topic => 'results', result_timeout => '1 s')");
-wait_for_value($node, 'postgres',
-	"SELECT attempts >= 2 FROM outbox.message WHERE id = '$slow'", 't');
-pass('a shorter timeout counts for what waits already');
-$kafka->produce('results', { key => $_, value => 'SUCCESS' }) foreach ($slow, $fast);
-wait_status($_, 'CONFIRMED') foreach ($slow, $fast);
-
-# ---------- through restarts ----------
-
-my @lost = map { send_message('orders', "lost $_") } (1 .. 3);
-wait_status($_, 'SENT') foreach (@lost);
-$node->stop('immediate');
-$node->start;
-wait_status($_, 'DEAD') foreach (@lost);
-is(copies('orders', $lost[0]) >= 3, 1, 'recovery goes on after a crash');
-
-# NEW messages that a crash left behind.
-$kafka->stop;
-wait_for_value($node, 'postgres', 'SELECT brokers_reachable FROM outbox.stat', 'f');
-my @left = map { send_message('plain', "left $_") } (1 .. 50);
-kill9_server($node);
-$kafka->start;
-start_again($node);
-wait_for_value($node, 'postgres', "SELECT count(*) FROM outbox.message
-	WHERE topic = 'plain' AND status = 'SENT'", '51');
-pass('NEW messages left by kill -9 are published without help');
-
-# ---------- recovery of a held topic ----------
-
-sql("SELECT outbox.set_topic('missing', result_topic => 'results', result_timeout => '1 s')");
-$kafka->create_topic('missing', 1);
-wait_status($new, 'SENT');
-wait_for_value($node, 'postgres',
-	"SELECT attempts >= 2 FROM outbox.message WHERE id = '$new'", 't');
-pass('a message of a topic that was held is recovered, too');
-$kafka->produce('results', { key => $new, value => 'SUCCESS' });
-wait_status($new, 'CONFIRMED');
-
-# ---------- the table of transitions ----------
-
-my @statuses = qw(NEW SENT CONFIRMED FAILED DEAD);
-my %known = map { $_ => 1 } (
-	'NEW SENT', 'NEW DEAD', 'SENT CONFIRMED', 'SENT FAILED', 'SENT DEAD', 'DEAD CONFIRMED',
-	'DEAD FAILED', 'NEW CONFIRMED', 'NEW FAILED', 'SENT NEW', 'DEAD NEW');
-
-set_conf($node, 'outbox.enabled' => 'off');
-wait_for_value($node, 'postgres',
-	"SELECT count(*) FROM outbox.worker WHERE state LIKE 'resting%' AND kind = 'publisher'", '1');
-foreach my $from (@statuses)
-{
-	foreach my $to (@statuses)
+	$kafka->create_topic($topic, 1);
+	if (defined $settings)
 	{
-		my $one = send_message('orders', "$from $to");
-		sql("UPDATE outbox.log SET status = left('$from', 1)::\"char\" WHERE id = '$one'");
-		my $got = sqlstate("SELECT outbox.change_status('$one', '$from', '$to')");
-		is($got =~ /^none/ ? 'done' : $got,
-			$known{"$from $to"} ? 'done' : '22023', "$from to $to");
-		is(sql("SELECT status FROM outbox.message WHERE id = '$one'"),
-			$known{"$from $to"} ? $to : $from, "$from to $to: what it is then");
+		$kafka->create_topic("$topic-results", 1);
+		set_topic($topic, $settings);
 	}
+	return $topic;
 }
-my $one = send_message('orders', 'not in that status');
-is(sql("SELECT outbox.change_status('$one', 'SENT', 'CONFIRMED')"),
-	'f', 'a transition from a status it is not in does nothing');
+
+sub set_topic
+{
+	my ($topic, $settings) = @_;
+
+	$node->safe_psql('postgres',
+		"SELECT outbox.set_topic('$topic', '$topic-results', $settings)");
+	return;
+}
+
+# Messages of a topic; returns their ids
+sub send_messages
+{
+	my ($topic, $n) = @_;
+	return split /\n/, $node->safe_psql('postgres',
+		"SELECT outbox.send('$topic', 'm'::text) FROM generate_series(1, $n)");
+}
+
+sub message_is
+{
+	my ($id, $columns, $expected, $name) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	wait_for_value($node, 'postgres',
+		"SELECT $columns FROM outbox.message WHERE id = '$id'", $expected)
+	  and pass($name);
+	return;
+}
+
+sub answer
+{
+	my ($topic, $id, $value) = @_;
+
+	$kafka->produce("$topic-results", { key => $id, value => $value });
+	return;
+}
+
+# The SQLSTATE that a statement fails with, or what it returns
+sub state_of
+{
+	my ($sql) = @_;
+	my ($status, $out, $err) = $node->psql('postgres', "\\set VERBOSITY sqlstate\n$sql");
+
+	return $status == 0 ? $out : $err =~ s/.*ERROR:  (\w{5}).*/$1/sr;
+}
+
+subtest 'published again' => sub {
+	my $topic = new_topic(q(result_timeout => '400 ms', max_attempts => 3));
+	my ($id) = send_messages($topic, 1);
+
+	message_is($id, 'status, attempts', 'DEAD|3', 'as often as max_attempts says');
+	is( $node->safe_psql('postgres', "SELECT error FROM outbox.message WHERE id = '$id'"),
+		'no result after 3 attempts; what became of it is unknown', 'and why it is DEAD');
+	my @copies = $kafka->consume($topic);
+	is(join(' ', map { $_->{header}{id} } @copies), "$id $id $id", 'each copy has its id');
+	is(join(' ', map { $_->{key} } @copies), "$id $id $id", 'and key');
+
+	# From below only: a busy machine may take any time.
+	my @at = map { $_->{timestamp} } @copies;
+	push @at, $node->safe_psql('postgres',
+		"SELECT floor(extract(epoch FROM updated_at) * 1000) FROM outbox.message WHERE id = '$id'");
+	foreach my $attempt (1 .. 3)
+	{
+		my $took = $at[$attempt] - $at[ $attempt - 1 ];
+		my $least = 400 * 2**($attempt - 1);
+
+		cmp_ok($took, '>=', $least, "attempt $attempt had its time, twice the last one's: $took ms");
+	}
+	is( $node->safe_psql('postgres', 'SELECT published, republished, dead FROM outbox.stat'),
+		'3|2|1', 'outbox.stat counts it');
+	answer($topic, $id, 'SUCCESS');
+	message_is($id, 'status, error', 'CONFIRMED|', 'a result that is late counts');
+};
+
+subtest 'for ever' => sub {
+	my $fast = new_topic(q(result_timeout => '200 ms'));
+	my $slow = new_topic(q(result_timeout => '1 hour'));
+	my ($patient) = send_messages($slow, 1);
+	my ($id) = send_messages($fast, 1);
+
+	message_is($id, 'attempts >= 4', 't', 'without max_attempts there is no end');
+	answer($fast, $id, 'FAILED');
+	message_is($id, 'status', 'FAILED', 'but the result');
+	my $attempts = $node->safe_psql('postgres',
+		"SELECT attempts FROM outbox.message WHERE id = '$id'");
+	wait_for_value($node, 'postgres', "SELECT count(*) FROM outbox.delayed WHERE id = '$id'", '0')
+	  and pass('nothing is due after that');
+	is(scalar($kafka->consume($fast)), $attempts, 'attempts counts the copies');
+	message_is($patient, 'status, attempts', 'SENT|1', 'a topic with a longer timeout has its own');
+	is( $node->safe_psql('postgres', q(SELECT count(*) FROM outbox.recovery
+			WHERE result_timeout IN (200000, 3600000000))),
+		'2', 'and its own cursor');
+
+	# a shorter one counts at once, a longer one, too
+	set_topic($slow, q(result_timeout => '200 ms'));
+	message_is($patient, 'attempts > 1', 't', 'a shorter timeout counts for what was SENT before');
+	set_topic($slow, q(result_timeout => '1 day'));
+	message_is($patient, 'status', 'SENT', 'and a longer one ...');
+	$attempts = $node->safe_psql('postgres',
+		"SELECT attempts FROM outbox.message WHERE id = '$patient'");
+	wait_for_value($node, 'postgres',
+		"SELECT count(*) FROM outbox.delayed WHERE id = '$patient' AND due_at < now() + '1 hour'", '0')
+	  and message_is($patient, 'status, attempts', "SENT|$attempts", 'ends that');
+};
+
+subtest 'a result topic later' => sub {
+	my $topic = new_topic();
+	my $other = new_topic(q(result_timeout => '300 ms'));
+	my @ids = send_messages($topic, 2);
+	my ($id) = send_messages($other, 1);
+
+	# The cursor of that timeout has passed the messages by, SENT as they were.
+	message_is($_, 'status', 'SENT', 'SENT') foreach (@ids);
+	message_is($id, 'attempts > 1', 't', 'recovery has come by');
+	answer($other, $id, 'SUCCESS');
+	$kafka->create_topic("$topic-results", 1);
+	set_topic($topic, q(result_timeout => '300 ms', max_attempts => 2));
+	message_is($_, 'status, attempts', 'DEAD|2', 'recovery looks at what was SENT before') foreach (@ids);
+	$node->safe_psql('postgres', "SELECT outbox.set_topic('$topic')");
+	$node->safe_psql('postgres', "SELECT outbox.resend('$ids[0]')");
+	message_is($ids[0], 'status, attempts', 'SENT|3', 'without a result topic SENT is the end');
+};
+
+# set_topic makes a timeout's cursor start over: a row of a table that the
+# publisher writes to, locked for as long as, say, a migration takes.
+subtest 'a set_topic that is not committed' => sub {
+	my $topic = new_topic(q(result_timeout => '250 ms'));
+	my ($id) = send_messages($topic, 1);
+	my $session = $node->background_psql('postgres');
+
+	message_is($id, 'attempts > 1', 't', 'the timeout is in use');
+	$session->query_safe(
+		q(BEGIN; SELECT outbox.set_topic('migration', 'results', result_timeout => '250 ms')));
+	my ($next) = send_messages($topic, 1);
+	message_is($next, 'attempts > 2', 't', 'recovery goes on meanwhile');
+	my $other = new_topic();
+	message_is((send_messages($other, 1))[0], 'status', 'SENT', 'and so does publishing');
+	answer($topic, $_, 'SUCCESS') foreach ($id, $next);
+	$session->query_safe('ROLLBACK');
+	$session->quit;
+	message_is($_, 'status', 'CONFIRMED', 'and all else') foreach ($id, $next);
+};
+
+subtest 'resend' => sub {
+	my $topic = new_topic();
+	my $expecting = new_topic(q(result_timeout => '200 ms', max_attempts => 1));
+	my ($sent) = send_messages($topic, 1);
+	my ($dead, $confirmed, $failed) = send_messages($expecting, 3);
+
+	message_is($sent, 'status', 'SENT', 'one is SENT');
+	my $start = time();
+	$node->safe_psql('postgres', "SELECT outbox.resend('$sent')");
+	message_is($sent, 'status, attempts', 'SENT|2', 'it is published again');
+	cmp_ok(time() - $start, '<', 8, 'without waiting for the slow poll');
+	is(join(' ', map { $_->{header}{id} } $kafka->consume($topic)), "$sent $sent", 'with its id');
+
+	message_is($_, 'status', 'DEAD', 'one is DEAD') foreach ($dead, $confirmed, $failed);
+	answer($expecting, $confirmed, 'SUCCESS');
+	answer($expecting, $failed, 'FAILED');
+	message_is($confirmed, 'status', 'CONFIRMED', 'one is CONFIRMED');
+	message_is($failed, 'status', 'FAILED', 'one is FAILED');
+	set_topic($expecting, q(result_timeout => '1 hour', max_attempts => 1));
+	$node->safe_psql('postgres', "SELECT outbox.resend('$dead')");
+	message_is($dead, 'status, attempts, error', 'SENT|2|', 'DEAD ones can be sent again');
+
+	my ($new) = send_messages('no-such-topic', 1);
+	my $resend = sub { state_of("SELECT outbox.resend('$_[0]')") };
+	is($resend->($new), '55000', 'NEW is refused');
+	is($resend->($confirmed), '55000', 'CONFIRMED is refused');
+	is($resend->($failed), '55000', 'FAILED is refused');
+	is(state_of('SELECT outbox.resend(gen_random_uuid())'), 'P0002', 'an unknown id is refused')
+	  foreach (1 .. 3);
+	is(state_of("BEGIN; SELECT outbox.resend('$sent'); SELECT outbox.resend('$sent')"),
+		'55000', 'twice is refused');
+	message_is($sent, 'status, attempts', 'SENT|2', 'and what is rolled back is not done');
+	is(state_of("SELECT outbox.resend('$topic', '-infinity', 'infinity')"), '0A000',
+		'by topic and time: not yet');
+};
+
+subtest 'a held topic' => sub {
+	my $topic = new_topic(q(result_timeout => '300 ms', max_attempts => 20));
+	my ($id) = send_messages($topic, 1);
+
+	message_is($id, 'attempts > 0', 't', 'it was published once');
+	$kafka->delete_topic($topic);
+	wait_for_value($node, 'postgres',
+		"SELECT state FROM outbox.topic WHERE topic = '$topic'", 'missing')
+	  and pass('recovery finds the topic missing');
+	message_is($id, 'status', 'NEW', 'its message waits');
+	my $attempts = $node->safe_psql('postgres',
+		"SELECT attempts FROM outbox.message WHERE id = '$id'");
+	wait_for_value($node, 'postgres',
+		"SELECT tries > 2 FROM outbox.topic WHERE topic = '$topic'", 't');
+	message_is($id, 'status, attempts', "NEW|$attempts", 'what is not acknowledged is no attempt');
+	$node->restart;
+	$kafka->create_topic($topic, 1);
+	message_is($id, "status = 'SENT' AND attempts > $attempts", 't', 'it goes on with the topic');
+	is((map { $_->{header}{id} } $kafka->consume($topic))[0], $id, 'there it is');
+	answer($topic, $id, 'SUCCESS');
+	message_is($id, 'status', 'CONFIRMED', 'and is confirmed');
+};
+
+subtest 'restarts' => sub {
+	my $topic = new_topic(q(result_timeout => '1 s'));
+	my ($id) = send_messages($topic, 1);
+
+	message_is($id, 'status', 'SENT', 'published');
+	$node->restart;
+	message_is($id, 'attempts', '2', 'published again after a restart');
+	kill9_server($node);
+	start_again($node);
+	message_is($id, 'attempts', '3', 'and once more after a crash');
+	my @at = map { $_->{timestamp} } $kafka->consume($topic);
+	cmp_ok($at[1] - $at[0], '>=', 1000, 'a restart does not cut the time short');
+	cmp_ok($at[2] - $at[1], '>=', 2000, 'nor does a crash');
+	answer($topic, $id, 'SUCCESS');
+	message_is($id, 'status', 'CONFIRMED', 'until there is a result');
+};
+
+subtest 'crashes' => sub {
+	my $topic = new_topic();
+	my @ids;
+	my $published = sub {
+		my ($name) = @_;
+
+		local $Test::Builder::Level = $Test::Builder::Level + 1;
+		wait_for_value($node, 'postgres',
+			"SELECT count(*) FROM outbox.message WHERE topic = '$topic' AND status = 'SENT'",
+			scalar(@ids));
+		my %in_kafka = map { $_->{header}{id} => 1 } $kafka->consume($topic);
+		is(join(' ', sort keys %in_kafka), join(' ', sort @ids), $name);
+	};
+	my $restarted = sub {
+		wait_until('the server has recovered', sub { $node->psql('postgres', 'SELECT 1') == 0 });
+	};
+
+	# Nobody can publish: what is sent now is NEW when the server dies.
+	$kafka->pause;
+	push @ids, send_messages($topic, 5);
+	my ($publisher) = outbox_pids($node, 'publisher');
+	kill('KILL', $publisher);
+	wait_for_exit($publisher);
+	$restarted->();
+	push @ids, send_messages($topic, 5);
+	$kafka->resume;
+	$published->('the publisher was killed');
+
+	# a backend, with one transaction committed and one not
+	$kafka->pause;
+	push @ids, send_messages($topic, 5);
+	my $session = $node->background_psql('postgres', on_error_stop => 0);
+	my $pid = $session->query_safe('SELECT pg_backend_pid()');
+	$session->query_safe("BEGIN; SELECT outbox.send('$topic', 'never'::text)");
+	kill('KILL', $pid);
+	wait_for_exit($pid);
+	eval { $session->quit };
+	$restarted->();
+	push @ids, send_messages($topic, 5);
+	$kafka->resume;
+	$published->('a backend was killed');
+
+	$kafka->pause;
+	push @ids, send_messages($topic, 5);
+	kill9_server($node);
+	$kafka->resume;
+	start_again($node);
+	$published->('all of the server was killed');
+};
+
+subtest 'every transition' => sub {
+	my %allowed = (
+		NEW => [qw(SENT CONFIRMED FAILED DEAD)],
+		SENT => [qw(NEW CONFIRMED FAILED DEAD)],
+		CONFIRMED => [],
+		FAILED => [],
+		DEAD => [qw(NEW CONFIRMED FAILED)]);
+	my @statuses = qw(NEW SENT CONFIRMED FAILED DEAD);
+
+	set_conf($node, 'outbox.enabled' => 'off');
+	wait_for_value($node, 'postgres',
+		q(SELECT state FROM outbox.worker WHERE kind = 'publisher'), qr/^resting/);
+	my ($id) = send_messages('transitions', 1);
+	foreach my $from (@statuses)
+	{
+		foreach my $to (@statuses)
+		{
+			my $expected = (grep { $_ eq $to } @{ $allowed{$from} }) ? "t\n$to" : '22023';
+
+			$node->safe_psql('postgres',
+				"UPDATE outbox.log SET status = left('$from', 1)::\"char\" WHERE id = '$id'");
+			is( state_of(
+					"SELECT outbox.change_status('$id', '$from', '$to');"
+					  . "SELECT status FROM outbox.message WHERE id = '$id'"),
+				$expected, "$from to $to");
+		}
+	}
+	$node->safe_psql('postgres', "UPDATE outbox.log SET status = 'S' WHERE id = '$id'");
+	is(state_of("SELECT outbox.change_status('$id', 'NEW', 'DEAD', 'why')"), 'f',
+		'it has to be in the status the caller has read');
+	is(state_of("SELECT outbox.change_status('$id', 'SENT', 'DEAD', 'why')"), 't', 'with an error');
+	is($node->safe_psql('postgres', "SELECT status, error FROM outbox.message WHERE id = '$id'"),
+		'DEAD|why', 'which is kept');
+	is(state_of("SELECT outbox.change_status('$id', NULL, 'DEAD')"), '22004', 'null is refused');
+};
 
 $node->stop;
 $kafka->stop;

@@ -112,10 +112,12 @@ sub wait_for_value
 	my $ok = wait_until(
 		undef,
 		sub {
-			my ($status, $out, $err) = $node->psql($db, $sql);
+			# Without a server psql may end before it was told what to ask,
+			# for which IPC::Run dies.
+			my ($status, $out, $err) = eval { $node->psql($db, $sql) };
 
-			$got = $status == 0 ? $out : "error: $err";
-			return $status == 0
+			$got = defined $status && $status == 0 ? $out : 'error: ' . ($err // $@);
+			return defined $status && $status == 0
 			  && (ref $expected ? $out =~ $expected : $out eq $expected);
 		},
 		$timeout);
@@ -243,7 +245,7 @@ sub start_again
 
 		wait_until('the old server is dead',
 			sub { (process_state($pid) // 'Z') eq 'Z' });
-		unlink $file;
+		unlink($file, $node->host . '/.s.PGSQL.' . $node->port . '.lock');
 	}
 	$node->start;
 	return;
