@@ -323,6 +323,10 @@ load_cursors(void)
 	}
 }
 
+/*
+ * A set_topic that isn't committed yet may have locked the row, for as long as
+ * its transaction takes.  Then the old cursor stays, which is right, too.
+ */
 static void
 save_cursor(const RecoveryCursor *cursor)
 {
@@ -333,8 +337,9 @@ save_cursor(const RecoveryCursor *cursor)
 	message_id_lowest(cursor->position, &id);
 	values[0] = Int64GetDatum(cursor->timeout);
 	values[1] = UUIDPGetDatum(&id);
-	store_execute("UPDATE outbox.recovery SET cursor = $2 WHERE result_timeout = $1",
-				  2, types, values, NULL);
+	store_execute("UPDATE outbox.recovery SET cursor = $2 WHERE result_timeout ="
+				  " (SELECT result_timeout FROM outbox.recovery WHERE result_timeout = $1"
+				  "  FOR UPDATE SKIP LOCKED)", 2, types, values, NULL);
 }
 
 /*

@@ -292,9 +292,9 @@ result_topic_answer(Worker *worker, const BridgeEvent *event)
 	ask_later(topic);
 	if (trouble == NULL)
 		return;
+	in_trouble(worker, topic, trouble, event->text);
 	for (int i = 0; i < topic->npartitions; i++)
 		partition_stop(topic->partitions[i], worker->bridge, DT_NOEND);
-	in_trouble(worker, topic, trouble, event->text);
 }
 
 void
@@ -302,10 +302,10 @@ result_topic_refused(Worker *worker, Partition *partition, const BridgeEvent *ev
 {
 	ResultTopic *topic = result_topic_of(partition);
 
-	partition_stop(partition, worker->bridge, DT_NOEND);
-	ask_later(topic);
 	in_trouble(worker, topic, event->error_class == PARTITION_TOPIC_DENIED ?
 			   "denied" : "missing", event->text);
+	ask_later(topic);
+	partition_stop(partition, worker->bridge, DT_NOEND);
 }
 
 void
