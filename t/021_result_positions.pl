@@ -173,28 +173,6 @@ subtest 'removed by retention' => sub {
 	is($test->lost($results), 2, 'and shows');
 };
 
-subtest 'compacted' => sub {
-	my ($topic, $results) = $test->new_topics();
-	my @ids = $test->messages($topic, 3);
-
-	# the first of them is what the log is known by
-	$kafka->produce($results, successes(@ids[ 0, 1, 0 ]));
-	$test->counts_are($results, { applied => 2, repeated => 1 }, 'read');
-	$node->stop;
-	$kafka->alter_config($results,
-		'cleanup.policy' => 'compact',
-		'min.cleanable.dirty.ratio' => 0.01,
-		'segment.ms' => 1);
-	$kafka->produce($results, successes($ids[2]));
-	wait_until('the first record is compacted away',
-		sub { ($kafka->consume($results))[0]->{offset} > 0 });
-	$node->start;
-	$test->all_confirmed('reading goes on', $ids[2]);
-	$test->counts_are($results, { applied => 3, repeated => 3 },
-		'what is left is read again, to be sure');
-	is($test->lost($results), 0, 'no position was lost');
-};
-
 subtest 'brokers, bridge and server that die' => sub {
 	my ($topic, $results) = $test->new_topics(partitions => 3);
 	my @ids = $test->messages($topic, 1200);
