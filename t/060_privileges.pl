@@ -138,20 +138,34 @@ $node->safe_psql('postgres', q{
 	GRANT USAGE ON SCHEMA shop TO sender});
 allowed('app', "SELECT shop.mail()", 'a SECURITY DEFINER function sends as its owner');
 
-# ---------- an operator ----------
+# ---------- an operator, with the README's grants ----------
 
 $node->safe_psql('postgres', q{
-	GRANT USAGE ON SCHEMA outbox TO operator;
-	GRANT SELECT ON ALL TABLES IN SCHEMA outbox TO operator;
-	GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA outbox TO operator});
-allowed('operator', "TABLE outbox.$_", "an operator reads outbox.$_")
-  foreach (qw(message stat topic worker topic_request));
+	CREATE ROLE monitor LOGIN; CREATE ROLE reader LOGIN;
+	GRANT USAGE ON SCHEMA outbox TO operator, monitor, reader;
+	GRANT EXECUTE ON FUNCTION outbox.set_topic, outbox.create_topic, outbox.resend(uuid),
+		outbox.grant_topic, outbox.revoke_topic, outbox.adopt TO operator;
+	GRANT SELECT ON outbox.topic_request, outbox.topic_config, outbox.topic_grant TO operator;
+	GRANT SELECT ON outbox.stat, outbox.worker, outbox.topic TO monitor, operator;
+	GRANT EXECUTE ON FUNCTION outbox.counters, outbox.backlog, outbox.worker_status,
+		outbox.message_time TO monitor, operator;
+	GRANT SELECT ON outbox.message TO reader;
+	GRANT EXECUTE ON FUNCTION outbox.payload_text, outbox.message_time, outbox.message_id_at TO reader;
+	GRANT EXECUTE ON FUNCTION outbox.change_status TO operator});
+allowed('monitor', "TABLE outbox.$_", "a monitor reads outbox.$_")
+  foreach (qw(stat topic worker));
+refused('monitor', 'TABLE outbox.message', qr/permission denied/, 'but no payload');
+allowed('reader', 'TABLE outbox.message', 'a reader reads the messages');
+allowed('operator', "TABLE outbox.topic_request", 'an operator reads the requests');
 allowed('operator', "SELECT outbox.set_topic('orders', 'results')", 'and sets topics');
 allowed('operator', "SELECT outbox.create_topic('orders')", 'and asks for topics');
 allowed('operator', "SELECT outbox.grant_topic('x', 'app', 'send')", 'and grants');
+allowed('operator', "SELECT outbox.adopt()", 'and adopts');
+my $missing = $node->safe_psql('postgres', "SELECT outbox.send('missing', 'x'::text)");
+refused('operator', "SELECT outbox.resend('$missing')", qr/is NEW/, 'and resends');
 refused('operator', "UPDATE outbox.log SET status = 'C'",
 	qr/permission denied/, 'but has no way around the functions');
-refused('operator', "SELECT outbox.change_status(id, 'NEW', 'CONFIRMED') FROM outbox.message LIMIT 1",
+refused('operator', "SELECT outbox.change_status('$missing', 'NEW', 'CONFIRMED')",
 	qr/permission denied/, 'nor through one of them');
 refused('operator', "SHOW outbox.kafka_config", qr/permission denied|must be/,
 	"and can't see the client's configuration");

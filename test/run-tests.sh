@@ -7,7 +7,7 @@
 #	TESTS="t/003_x.pl sql/attach specs/lanes" test/run-tests.sh
 #
 # runs only these.  KEEP=1 leaves the working folder.  JOBS=N runs N of the TAP
-# tests at a time.  The last line is the sum; the status is 0 if all is well.
+# tests at a time, 2 if not said: they wait more than they compute.  The last line is the sum; the status is 0 if all is well.
 #
 # As root, the tests run as an unprivileged user (postgres, or $TEST_USER) in a
 # copy of the tree, since the server refuses to run as root.
@@ -260,7 +260,7 @@ if [ ${#tap[@]} -gt 0 ]; then
 	say "TAP"
 	chmod 777 "$work/counts"
 	"${as_tester[@]}" test/build/guard perl test/tap.pl \
-		--counts "$work/counts/tap" --jobs "${JOBS:-1}" "${tap[@]}" 8>&- || true
+		--counts "$work/counts/tap" --jobs "${JOBS:-2}" "${tap[@]}" 8>&- || true
 	if [ -s "$work/counts/tap" ]; then
 		read -r ok bad skip <"$work/counts/tap"
 		passed=$((passed + ok))
