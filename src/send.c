@@ -11,6 +11,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
@@ -98,6 +99,9 @@ send_message(FunctionCallInfo fcinfo, bytea *payload)
 	message.topic = text_to_cstring(PG_GETARG_TEXT_PP(ARG_TOPIC));
 	message.topic_len = strlen(message.topic);
 	topic_name_check(message.topic);
+
+	/* no lock was taken that would have brought news of a revoked grant */
+	AcceptInvalidationMessages();
 	topic_check_send(message.topic, GetUserId());
 
 	message.payload = payload;

@@ -7,7 +7,8 @@
 #	TESTS="t/003_x.pl sql/attach specs/lanes" test/run-tests.sh
 #
 # runs only these.  KEEP=1 leaves the working folder.  JOBS=N runs N of the TAP
-# tests at a time, 2 if not said: they wait more than they compute.  The last line is the sum; the status is 0 if all is well.
+# tests at a time, 2 if not said: they wait more than they compute.  The last
+# line is the sum; the status is 0 if all is well.
 #
 # As root, the tests run as an unprivileged user (postgres, or $TEST_USER) in a
 # copy of the tree, since the server refuses to run as root.
