@@ -187,6 +187,7 @@ subtest 'late commits' => sub {
 	$kafka->create_topic('late', 1);
 	my $before = send_one('late', 'before');
 	my $late = $node->background_psql('postgres');
+	$late->set_query_timer_restart;
 	my $pid = $late->query_safe('SELECT pg_backend_pid()');
 
 	$late->query_safe('BEGIN');
@@ -449,6 +450,7 @@ subtest 'flushed before it is published' => sub {
 	my ($walwriter) = split /\n/, $node->safe_psql('postgres',
 		q(SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'));
 	my $session = $node->background_psql('postgres');
+	$session->set_query_timer_restart;
 	$session->query_safe('SET synchronous_commit = off');
 	kill('STOP', $walwriter);
 	$kafka->pause;

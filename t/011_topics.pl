@@ -238,6 +238,7 @@ subtest 'order of a topic that goes on' => sub {
 	# Three transactions that began before the topic was held and end while it
 	# is, while it catches up, and after that; and more between them.
 	my @late = map { $node->background_psql('postgres') } 1 .. 3;
+	$_->set_query_timer_restart foreach (@late);
 	my $up = sub {
 		my ($i) = @_;
 		$late[ $i - 1 ]->query_safe("UPDATE counter SET n = n + 1 WHERE key = 'late$i'");

@@ -10,6 +10,7 @@ use lib "$FindBin::RealBin/lib";
 use OutboxTest::Cluster;
 use OutboxTest::Kafka;
 use OutboxTest::Mock;
+use POSIX ();
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -60,7 +61,31 @@ refused('outbox.kafka_config', "bootstrap.servers=x:1",
 refused('outbox.kafka_config', "no.such.property=$secret", qr/no\.such\.property/,
 	'an unknown property');
 refused('outbox.kafka_config', "$secret", qr/not of the form name=value/, 'no pair at all');
+refused('outbox.kafka_config', "$_=$secret", qr/result may be lost or applied twice/, "$_")
+  foreach (qw(isolation.level auto.offset.reset enable.auto.commit));
+refused('outbox.kafka_config', "$_->[0]=$secret", $_->[1], $_->[0])
+  foreach (
+	[ 'ssl.engine.location', qr/load a library or run a command/ ],
+	[ 'message.max.bytes', qr/outbox\.max_message_bytes/ ],
+	[ 'group.id', qr/needs no consumer group/ ],
+	[ 'ssl.key.pem', qr/ssl\.key\.location/ ],
+	[ 'some.new.token', qr/must not contain a secret/ ],
+	[ 'sasl.mechanisms', qr/PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 and OAUTHBEARER/ ]);
 refused('outbox.kafka_secrets_file', "kafka.secrets", qr/absolute/, 'a relative path');
+
+# Other ways to say it
+foreach my $statement (
+	"SET outbox.kafka_config = 'sasl.password=$secret'",
+	"ALTER DATABASE postgres SET outbox.kafka_config = 'sasl.password=$secret'",
+	"ALTER ROLE CURRENT_USER SET outbox.kafka_config = 'sasl.password=$secret'",
+	"SELECT set_config('outbox.kafka_config', 'sasl.password=$secret', false)")
+{
+	my ($rc, $out, $err) = $node->psql('postgres', $statement);
+	my $name = $statement =~ s/[ ('"]*outbox.*//r;
+
+	isnt($rc, 0, "$name is refused");
+	unlike($err . new_log(), qr/\Q$secret\E/, "$name: the value isn't repeated");
+}
 
 # The same in the file: a reload says so in the log, and keeps the old value.
 set_conf($node, 'outbox.kafka_config', "sasl.password=$secret");
@@ -114,6 +139,35 @@ write_secrets("what is this $secret\n", 0600);
 $node->reload;
 last_error_is(qr/kafka\.secrets.*line 1|line 1.*kafka\.secrets|invalid/i, 'a file that makes no sense');
 
+write_secrets("sasl.password=x\n\nplugin.library.paths = $secret\n", 0600);
+$node->reload;
+last_error_is(qr/line 3 of secrets file ".*kafka\.secrets" can't be used/, 'a property that is refused');
+
+write_secrets('# ' . 'x' x 70000 . "\nsasl.password=$secret\n", 0600);
+$node->reload;
+last_error_is(qr/secrets file ".*kafka\.secrets" is too large/, 'a file that is too large');
+
+unlink $file;
+$node->reload;
+last_error_is(qr/could not open secrets file ".*kafka\.secrets": No such file/, 'no file');
+
+# Opening a pipe must not wait for somebody to write to it.
+POSIX::mkfifo($file, 0600) or die "mkfifo: $!";
+$node->reload;
+last_error_is(qr/secrets file ".*kafka\.secrets" is not a regular file/, 'a pipe');
+
+# An unprivileged test has no file that is somebody else's, but one of root's.
+SKIP:
+{
+	my ($roots) = grep { my @s = stat; @s && $s[4] == 0 && ($s[2] & 07777) == 0644 }
+	  ('/etc/passwd', '/etc/group', '/etc/fstab');
+
+	skip 'no file of root that all may read', 2 unless defined $roots && $> != 0;
+	set_conf($node, 'outbox.kafka_secrets_file' => $roots);
+	last_error_is(qr/secrets file "\Q$roots\E" has group or world access/, 'a file of root for all');
+	set_conf($node, 'outbox.kafka_secrets_file' => $file);
+}
+
 # ---------- SASL ----------
 
 write_secrets("# not the password\nsasl.password=$secret\n", 0600);
@@ -133,9 +187,9 @@ pass('a reload reads the file again, and the right password works');
 my ($bridge) = bridge_pids($node);
 foreach my $what (qw(cmdline environ))
 {
-	my $path = "/proc/$bridge/$what";
-	unlike(-r $path ? (slurp_file($path) // '') : '', qr/outbox-secret/,
-		"the password isn't in the bridge's $what");
+	my $text = slurp_file("/proc/$bridge/$what");
+	isnt($text, '', "the bridge's $what can be read");
+	unlike($text, qr/outbox-secret/, "and the password isn't in it");
 }
 unlike(new_log(), qr/outbox-secret/, 'nor in the log');
 is( $node->safe_psql('postgres', "SELECT count(*) FROM pg_settings WHERE setting LIKE '%outbox-secret%'"),
@@ -144,6 +198,11 @@ is( $node->safe_psql('postgres', "SELECT count(*) FROM pg_settings WHERE setting
 # ---------- who sees the configuration ----------
 
 $node->safe_psql('postgres', 'CREATE ROLE nosy LOGIN');
+foreach my $look ('SHOW outbox.kafka_config', q(SELECT current_setting('outbox.kafka_secrets_file')))
+{
+	my ($rc, $out, $err) = $node->psql('postgres', "SET ROLE nosy;\n$look");
+	like($err, qr/permission denied to examine|must be superuser or have privileges/, "$look is refused");
+}
 is( $node->safe_psql('postgres',
 		"SET ROLE nosy; SELECT count(*) FROM pg_settings
 		 WHERE name IN ('outbox.kafka_config', 'outbox.kafka_secrets_file') AND setting <> ''"),

@@ -170,6 +170,91 @@ refused('operator', "SELECT outbox.change_status('$missing', 'NEW', 'CONFIRMED')
 refused('operator', "SHOW outbox.kafka_config", qr/permission denied|must be/,
 	"and can't see the client's configuration");
 
+# ---------- what others change ----------
+
+# A session remembers what a role may; news of a change must reach it.
+my $session = $node->background_psql('postgres', on_error_stop => 0);
+$session->query_safe('SET SESSION AUTHORIZATION sender');
+my $try = sub {
+	my ($out) = $session->query(q(SELECT length(outbox.send('mail', 'x'::text)::text)));
+	return $out;
+};
+is($try->(), '36', 'a session sends');
+$node->safe_psql('postgres', "SELECT outbox.revoke_topic('mail', 'sender', 'send')");
+isnt($try->(), '36', 'not after the topic was revoked');
+$node->safe_psql('postgres', "SELECT outbox.grant_topic('mail', 'team', 'send')");
+isnt($try->(), '36', 'nor when it is granted to a role it is no member of');
+$node->safe_psql('postgres', 'GRANT team TO sender');
+is($try->(), '36', 'but as a member');
+$node->safe_psql('postgres', 'REVOKE team FROM sender');
+isnt($try->(), '36', 'not any more after that');
+$session->query("BEGIN; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1");
+$node->safe_psql('postgres', "SELECT outbox.grant_topic('mail', 'sender', 'send')");
+is($try->(), '36', 'the grants are read as they are, and not as an old snapshot shows them');
+$session->query('ROLLBACK');
+$session->quit;
+
+$node->safe_psql('postgres', q{
+	CREATE ROLE outsider LOGIN NOINHERIT IN ROLE team;
+	CREATE TABLE shop.parts (id int) PARTITION BY LIST (id);
+	CREATE TABLE shop.part1 PARTITION OF shop.parts FOR VALUES IN (1);
+	ALTER TABLE shop.part1 OWNER TO owner;
+	GRANT INSERT ON shop.parts TO app;
+	SELECT outbox.attach('shop.parts', 'parts')});
+refused('outsider', "SELECT outbox.send('chat', 'x'::text)", qr/permission denied/,
+	'a member that does not inherit has nothing');
+refused('app', 'INSERT INTO shop.parts VALUES (1)', qr/permission denied for topic "parts"/,
+	'of a partitioned table the partition\'s owner counts');
+$node->safe_psql('postgres', "SELECT outbox.grant_topic('parts', 'owner', 'send')");
+allowed('app', 'INSERT INTO shop.parts VALUES (1)', 'it may with the topic granted');
+refused('app', q{SELECT outbox.grant_topic('*', 'app', 'send')}, qr/permission denied/,
+	'nobody grants topics to himself');
+
+# ---------- the grants that the README gives ----------
+
+# Just as they stand there, to roles that have nothing else.
+my ($section) = slurp_file("$FindBin::RealBin/../README.md") =~ /^## Who needs which rights\n(.*?)^## /ms;
+my @grants = $section =~ /```sql\n(.*?)```/sg;
+my %roles = map { $_ => 1 } join('', @grants) =~ /\b(shop_owner|shop_sender|outbox_\w+)\b/g;
+is(join(' ', sort keys %roles), 'outbox_monitor outbox_operator outbox_reader shop_owner shop_sender',
+	'the README names the roles');
+$node->safe_psql('postgres', "CREATE ROLE $_ LOGIN") foreach (sort keys %roles);
+$node->safe_psql('postgres', $_) foreach (@grants);
+$node->safe_psql('postgres',
+	'CREATE SCHEMA own AUTHORIZATION shop_owner; GRANT USAGE ON SCHEMA own TO app');
+
+allowed('shop_owner', q{
+	CREATE TABLE own.orders (id int);
+	SELECT outbox.attach('own.orders', 'orders');
+	SELECT outbox.detach('own.orders');
+	SELECT outbox.attach('own.orders', 'orders');
+	CREATE TRIGGER by_hand AFTER UPDATE ON own.orders
+		FOR EACH ROW EXECUTE FUNCTION outbox.capture('topic', 'orders');
+	GRANT INSERT ON own.orders TO app}, 'the owner of a table attaches it');
+allowed('app', 'INSERT INTO own.orders VALUES (1)', 'and what others insert is captured');
+allowed('shop_sender', q{
+	SELECT outbox.send('shop.mail', '{}'::jsonb), outbox.send('shop.mail', 'x'::text),
+		outbox.send('shop.chat', 'x'::bytea)}, 'the sender sends');
+refused('shop_sender', q{SELECT outbox.send('other', 'x'::text)}, qr/permission denied for topic/,
+	'but not to any topic');
+allowed('outbox_monitor', "TABLE outbox.$_", "monitoring reads outbox.$_")
+  foreach (qw(stat worker topic));
+refused('outbox_monitor', $_, qr/permission denied/, "but not: $_")
+  foreach ('TABLE outbox.message', 'SELECT payload FROM outbox.log', 'SELECT payload FROM outbox.log_0');
+allowed('outbox_reader', 'TABLE outbox.message', 'the reader reads messages');
+my $id = $node->safe_psql('postgres', q{
+	UPDATE outbox.log SET status = 'S' WHERE id = (SELECT min(id::text)::uuid FROM outbox.message)
+	RETURNING id});
+allowed('outbox_operator', qq{
+	SELECT outbox.set_topic('shop.orders', 'shop.results'), outbox.create_topic('shop.orders'),
+		outbox.resend('$id'), outbox.grant_topic('x', 'app', 'send'),
+		outbox.revoke_topic('x', 'app', 'send'), outbox.adopt();
+	TABLE outbox.topic_request}, 'the operator operates');
+refused('outbox_operator', $_, qr/permission denied/, "but not: $_")
+  foreach (
+	'TABLE outbox.message', "SELECT outbox.change_status('$id', 'NEW', 'CONFIRMED')",
+	"SELECT outbox.send('orders', 'x'::text)", 'DELETE FROM outbox.log');
+
 # ---------- an attacker's search_path ----------
 
 # Functions and operators of the same names, in front of the system's and of
@@ -192,8 +277,20 @@ allowed('operator', q{
 	SELECT outbox.create_topic('evil');
 	SELECT outbox.grant_topic('evil', 'app', 'send');
 	SELECT outbox.revoke_topic('evil', 'app', 'send')}, 'functions under a hostile search_path');
+allowed('postgres', qq{
+	SET search_path = evil, public, pg_catalog;
+	CREATE TABLE public.bait (format text);
+	SELECT outbox.attach('public.bait', 'bait', key => 'format');
+	INSERT INTO public.bait VALUES ('x');
+	SELECT outbox.detach('public.bait');
+	SELECT outbox.resend('$id') WHERE false;
+	SELECT outbox.adopt();
+	SELECT * FROM outbox.stat, outbox.worker, outbox.topic}, 'a superuser under it');
 is($node->safe_psql('postgres', "SELECT count(*) FROM evil.victims WHERE who <> 'operator'"),
 	'0', 'no function of the attacker ran as somebody else');
+allowed('operator', q{SET search_path = evil, pg_catalog; SELECT 'a'::text = 'b'::text},
+	'(they do run');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM evil.victims'), '1', 'where they may)');
 
 $node->stop;
 done_testing();
