@@ -162,6 +162,7 @@ subtest 'late' => sub {
 };
 
 subtest 'garbage' => sub {
+	my $start = time();
 	my ($topic, $results) = $test->new_topics();
 	my @ids = $test->messages($topic, 12);
 	my $noise = join '', map { chr(($_ * 7919 + 13) % 256) } 1 .. 500;
@@ -185,7 +186,8 @@ subtest 'garbage' => sub {
 
 	my $log = slurp_file($node->logfile);
 	my @complaints = $log =~ /(bad result in topic "$results".*)/g;
-	is(scalar(@complaints), 1, 'it is logged once');
+	cmp_ok(scalar(@complaints), '>=', 1, 'it is logged');
+	cmp_ok(scalar(@complaints), '<=', 1 + (time() - $start) / 60, 'once a minute at most');
 	like($complaints[0], qr/partition 0 at offset 0: /, 'with its place');
 
 	# what looks odd and is no garbage
