@@ -74,6 +74,7 @@ announce_transaction(void)
 	}
 
 	mine->database = MyDatabaseId;
+	mine->xid = GetTopTransactionId();
 	mine->pid = MyProcPid;
 	mine->xact_start = GetCurrentTransactionStartTimestamp();
 	announced = message_clock_read();	/* a barrier, too */
@@ -270,6 +271,9 @@ remember_prepared(void)
  * one, only makes a sweep go back further than it had to.  That is also why
  * the other fields may be read without a lock: they are written before the
  * clock, and belong to it or to a later owner, whose predecessor has ended.
+ * With the xid it matters which: if the clock is still the same afterwards it
+ * is T's, or that of a successor which announced the same tick, because T took
+ * no id, has no message, and owes no order.
  */
 int
 announce_read(OpenTransaction *open)
@@ -289,8 +293,14 @@ announce_read(OpenTransaction *open)
 			continue;
 		open[count].slot = i;
 		open[count].clock = clock;
+		open[count].xid = announcement->xid;
 		open[count].pid = announcement->pid;
 		open[count].xact_start = announcement->xact_start;
+
+		/* the snapshot will show what ended, so the xid must be of no other */
+		pg_read_barrier();
+		if (pg_atomic_read_u64(&announcement->clock) != clock)
+			open[count].xid = InvalidTransactionId;
 		count++;
 	}
 	pg_memory_barrier();

@@ -36,6 +36,7 @@ typedef struct OpenTransaction
 {
 	int			slot;			/* in OutboxShared.announcements */
 	MessageClock clock;
+	TransactionId xid;			/* invalid: it ended meanwhile */
 	pid_t		pid;
 	TimestampTz xact_start;
 } OpenTransaction;

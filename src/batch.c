@@ -309,9 +309,9 @@ read_all_held(Batch *batch, const Sweep *sweep, Snapshot snapshot)
  * up to this one in this very pass: then its messages follow in order.
  */
 static void
-read_sweep(Batch *batch, const Sweep *sweep, MessageClock from, Snapshot snapshot)
+read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 {
-	LogScan    *scan = log_scan_begin(from, snapshot);
+	LogScan    *scan = log_scan_begin(sweep_lowest(sweep), snapshot);
 	LogRow		row;
 
 	batch->upto = sweep->clock;
@@ -337,21 +337,18 @@ read_sweep(Batch *batch, const Sweep *sweep, MessageClock from, Snapshot snapsho
 }
 
 void
-batch_read(Batch *batch, Sweep *sweep, MessageClock from)
+batch_read(Batch *batch, Sweep *sweep)
 {
-	Snapshot	snapshot;
+	Snapshot	snapshot = GetActiveSnapshot();
 
 	MemoryContextReset(batch->context);
 	batch->n = 0;
 	batch->bytes = 0;
 
-	/* clock and announcements were read before the snapshot: see sweep.c */
-	PushActiveSnapshot(GetTransactionSnapshot());
-	snapshot = GetActiveSnapshot();
+	/* whatever the snapshot shows was written before now */
 	batch->flush = outbox_insert_end_lsn();
 
 	read_delayed(batch, sweep, snapshot);
 	read_all_held(batch, sweep, snapshot);
-	read_sweep(batch, sweep, from, snapshot);
-	PopActiveSnapshot();
+	read_sweep(batch, sweep, snapshot);
 }

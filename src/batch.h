@@ -63,10 +63,10 @@ typedef struct Batch
 extern void batch_init(Batch *batch);
 
 /*
- * Reads the next messages to publish, from the tick that sweep_begin_pass has
- * returned.  In a transaction (SPI connected); takes its own snapshot.
+ * Reads the next messages to publish, in the active snapshot, which sweep_see
+ * has seen.  In a transaction (SPI connected).
  */
-extern void batch_read(Batch *batch, Sweep *sweep, MessageClock from);
+extern void batch_read(Batch *batch, Sweep *sweep);
 
 /*
  * deliver.c: hands the batch to the bridge and waits until every message has

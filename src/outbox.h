@@ -154,6 +154,7 @@ typedef struct Announcement
 {
 	pg_atomic_uint64 clock;		/* 0: none */
 	Oid			database;
+	TransactionId xid;
 	pid_t		pid;
 	TimestampTz xact_start;
 } Announcement;

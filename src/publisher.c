@@ -15,6 +15,7 @@
 #include "access/xlog.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
 #include "batch.h"
@@ -82,7 +83,6 @@ read_batch(Publisher *publisher)
 	Worker	   *worker = publisher->worker;
 	bool		new_bridge = publisher->bridge != worker->bridge_started_at;
 	bool		changed;
-	MessageClock from;
 
 	if (!worker_begin(worker))
 	{
@@ -104,12 +104,16 @@ read_batch(Publisher *publisher)
 		topic_admin_requests(worker);
 	ask_about_held(worker);
 
-	if (max_prepared_xacts > 0)
-		read_prepared(publisher);
-	from = sweep_begin_pass(&publisher->sweep);
+	/* the order of these is the proof: see sweep.c */
+	sweep_begin_pass(&publisher->sweep);
 	publisher->more = recovery_next() <= GetCurrentTimestamp() &&
 		recovery_step(&publisher->sweep);
-	batch_read(&publisher->batch, &publisher->sweep, from);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	sweep_see(&publisher->sweep, GetActiveSnapshot());
+	if (max_prepared_xacts > 0)
+		read_prepared(publisher);
+	batch_read(&publisher->batch, &publisher->sweep);
+	PopActiveSnapshot();
 	worker_commit(worker);
 	return true;
 }

@@ -73,23 +73,36 @@ saved_plan(const char *sql, int nargs, const Oid *types)
 	return plan;
 }
 
-uint64
-store_execute(const char *sql, int nargs, const Oid *types,
-			  const Datum *values, const char *nulls)
+static uint64
+execute(const char *sql, int nargs, const Oid *types, const Datum *values,
+		const char *nulls, bool read_only)
 {
 	SPIPlanPtr	plan = saved_plan(sql, nargs, types);
 	bool		no_snapshot = !ActiveSnapshotSet();
 	int			result;
 
-	/* SPI takes a snapshot for the statement, but wants one around it */
+	/* SPI takes a snapshot for what may write, but wants one around it */
 	if (no_snapshot)
 		PushActiveSnapshot(GetTransactionSnapshot());
-	result = SPI_execute_plan(plan, (Datum *) values, nulls, false, 0);
+	result = SPI_execute_plan(plan, (Datum *) values, nulls, read_only, 0);
 	if (no_snapshot)
 		PopActiveSnapshot();
 	if (result < 0)
 		elog(ERROR, "could not execute \"%s\": %s", sql, SPI_result_code_string(result));
 	return SPI_processed;
+}
+
+uint64
+store_execute(const char *sql, int nargs, const Oid *types,
+			  const Datum *values, const char *nulls)
+{
+	return execute(sql, nargs, types, values, nulls, false);
+}
+
+uint64
+store_query(const char *sql)
+{
+	return execute(sql, 0, NULL, NULL, NULL, true);
 }
 
 bool

@@ -12,6 +12,13 @@
  * its announcement gone: its end was visible before that, so it is visible to
  * the later pass's snapshot.
  *
+ * For the order it must not go back later than in the first pass whose
+ * snapshot shows the transaction, since that shows what was captured after its
+ * end as well, and the transaction's own messages above the position: these
+ * would go out before those below it.  So what S shows of A is gone back for
+ * at once (sweep_see), and S is also what tells which prepared transactions
+ * have committed.
+ *
  * What is saved never is above a position or an open transaction: too low is
  * always right, only slower.
  *
@@ -27,6 +34,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
 #include "store.h"
@@ -130,7 +138,7 @@ sweep_highest(const Sweep *sweep)
 	return highest;
 }
 
-MessageClock
+void
 sweep_begin_pass(Sweep *sweep)
 {
 	OpenTransaction *before = sweep->open;
@@ -146,7 +154,21 @@ sweep_begin_pass(Sweep *sweep)
 		if (!is_open(&before[i], sweep->open, sweep->nopen))
 			sweep_go_back(sweep, before[i].clock);
 	}
-	return sweep_lowest(sweep);
+}
+
+void
+sweep_see(Sweep *sweep, Snapshot snapshot)
+{
+	int			n = 0;
+
+	for (int i = 0; i < sweep->nopen; i++)
+	{
+		if (XidInMVCCSnapshot(sweep->open[i].xid, snapshot))
+			sweep->open[n++] = sweep->open[i];
+		else
+			sweep_go_back(sweep, sweep->open[i].clock);
+	}
+	sweep->nopen = n;
 }
 
 bool
@@ -232,22 +254,32 @@ sweep_save(Sweep *sweep)
 bool
 sweep_read_prepared(Sweep *sweep)
 {
-	static const Oid types[] = {UUIDOID};
-	Datum		lowest;
+	static const Oid types[] = {UUIDOID, UUIDARRAYOID};
+	Datum		values[2];
+	ArrayType  *ids;
+	pg_uuid_t  *lowest;
 	bool		isnull;
 
-	if (!store_fetch_one("SELECT first_id FROM outbox.prepared ORDER BY first_id LIMIT 1",
-						 0, NULL, NULL, NULL, &isnull, &lowest))
+	store_query("SELECT ARRAY(SELECT first_id FROM outbox.prepared ORDER BY first_id)");
+	ids = DatumGetArrayTypePCopy(SPI_getbinval(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_freetuptable(SPI_tuptable);
+	if (ArrayGetNItems(ARR_NDIM(ids), ARR_DIMS(ids)) == 0)
 		return false;
+	lowest = (pg_uuid_t *) ARR_DATA_PTR(ids);
 
-	/* the rescan is owed until the cursors say so: both in one transaction */
+	/*
+	 * The rescan is owed until the cursors say so: both in one transaction.
+	 * Rows that this snapshot doesn't show are for the next pass.
+	 */
+	values[0] = UUIDPGetDatum(lowest);
+	values[1] = PointerGetDatum(ids);
 	store_execute("UPDATE outbox.lane SET cursor = $1 WHERE cursor > $1",
-				  1, types, &lowest, NULL);
-	store_execute("DELETE FROM outbox.prepared WHERE first_id >= $1",
-				  1, types, &lowest, NULL);
-	sweep_go_back(sweep, message_id_clock(DatumGetUUIDP(lowest)));
+				  1, types, values, NULL);
+	store_execute("DELETE FROM outbox.prepared WHERE first_id = ANY ($1)",
+				  1, types + 1, values + 1, NULL);
+	sweep_go_back(sweep, message_id_clock(lowest));
 	for (int lane = 0; lane < OUTBOX_LANES; lane++)
-		sweep->saved[lane] = Min(sweep->saved[lane],
-								 message_id_clock(DatumGetUUIDP(lowest)));
+		sweep->saved[lane] = Min(sweep->saved[lane], message_id_clock(lowest));
 	return true;
 }

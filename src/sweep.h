@@ -11,6 +11,7 @@
 #include "announce.h"
 #include "message_id.h"
 #include "outbox.h"
+#include "utils/snapshot.h"
 
 typedef struct Sweep
 {
@@ -36,9 +37,12 @@ extern bool sweep_load(Sweep *sweep, Oid extension, int publisher, int publisher
 /*
  * Begins a pass: reads the clock, then the announcements, and goes back for
  * the transactions that have ended since.  The caller takes its snapshot
- * afterwards.  Returns the tick to scan from.
+ * afterwards and shows it to sweep_see.
  */
-extern MessageClock sweep_begin_pass(Sweep *sweep);
+extern void sweep_begin_pass(Sweep *sweep);
+
+/* Goes back for the announced transactions that have ended in this snapshot */
+extern void sweep_see(Sweep *sweep, Snapshot snapshot);
 
 /* Is a row of that lane and clock one to look at in this pass? */
 extern bool sweep_wants(const Sweep *sweep, int lane, MessageClock clock);
@@ -63,8 +67,8 @@ extern MessageClock sweep_highest(const Sweep *sweep);
 extern MessageClock sweep_safe(const Sweep *sweep);
 
 /*
- * Goes back for prepared transactions that have committed; needs SPI.  True
- * if there were any.
+ * Goes back for prepared transactions that have committed in the active
+ * snapshot, which is that of the scan; needs SPI.  True if there were any.
  */
 extern bool sweep_read_prepared(Sweep *sweep);
 
