@@ -26,7 +26,11 @@ BUILD_ID := $(shell cat src/*.[ch] src/bridge/*.[ch] 2>/dev/null | cksum | cut -
 $(shell echo $(BUILD_ID) | cmp -s - .build_id || echo $(BUILD_ID) > .build_id)
 
 PG_CONFIG ?= pg_config
-PGXS := $(shell $(PG_CONFIG) --pgxs)
+# "make demo" and "make test" install what gives pg_config, if need be.
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifeq ($(PGXS)$(filter demo test stress,$(MAKECMDGOALS)),)
+$(error $(PG_CONFIG) was not found: install PostgreSQL's server headers, or say PG_CONFIG=...)
+endif
 # Bitcode serves inlining into queries; nothing here is called that often.
 override with_llvm = no
 include $(PGXS)
