@@ -212,6 +212,8 @@ write_sent(Publisher *publisher)
 	OutMessage **sent = sorted_with_fate(&publisher->batch, FATE_SENT, &n);
 	int			again = 0;
 
+	if (n > 0)
+		worker_bridge_proved(worker);
 	mark(sent, n, &change);
 	schedule_recovery(sent, n);
 	forget_delayed(sent, n);
@@ -345,8 +347,6 @@ pass(Publisher *publisher)
 			worker_set_state(worker, "publishing");
 			XLogFlush(batch->flush);
 			batch_deliver(batch, worker);
-			if (worker->bridge != NULL)
-				worker_bridge_proved(worker);
 		}
 		move_on(publisher);
 		if (has_to_write(publisher) && !write_outcomes(publisher))

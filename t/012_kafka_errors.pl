@@ -332,7 +332,8 @@ subtest 'a client that is not allowed' => sub {
 	unlike(log_since(), qr/"$topic" is held/, 'the topic was not held');
 	cmp_ok(publisher('bridge_restarts'), '>=', $before + 3, 'it was tried again with new bridges');
 	my @delays = log_since() =~ /A new one is started in (\d+) ms/g;
-	cmp_ok($delays[-1], '>', 2 * $delays[0], "after longer and longer pauses: @delays");
+	my ($longest) = sort { $b <=> $a } @delays;
+	cmp_ok($longest, '>', 2 * $delays[0], "after longer and longer pauses: @delays");
 };
 
 subtest 'no acknowledgement in time' => sub {
