@@ -201,6 +201,8 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 	fill_record(message, row);
 	batch->bytes += message->record.value_len + message->record.key_len +
 		OUTBOX_MESSAGE_OVERHEAD;
+	for (int i = 0; i < message->record.nheaders; i++)
+		batch->bytes += message->record.headers[i].len;
 	MemoryContextSwitchTo(old);
 }
 

@@ -47,15 +47,22 @@ hand_over(Delivery *delivery, int index)
 	delivery->open++;
 }
 
+/* Is its topic held already, and waits? */
+static bool
+is_waiting(const OutMessage *message)
+{
+	Held	   *held = held_find(message->record.topic);
+
+	return held != NULL && !held->released && held->state == HELD_WAITING;
+}
+
 /* The message stays NEW, and so do those of its topic that follow */
 static void
 leave_and_hold(OutMessage *message, const char *reason)
 {
-	Held	   *held = held_find(message->record.topic);
-
 	message->fate = FATE_LEFT;
-	if (held != NULL && !held->released && held->state == HELD_WAITING)
-		held_pass_by(held, message->clock);
+	if (is_waiting(message))
+		held_pass_by(held_find(message->record.topic), message->clock);
 	else
 		held_hold(message->record.topic, message->clock, reason, message->error);
 }
@@ -200,12 +207,11 @@ static void
 deliver_alone(Delivery *delivery, int index)
 {
 	OutMessage *message = &delivery->batch->messages[index];
-	Held	   *held = held_find(message->record.topic);
 
 	/* one before it failed: it must not overtake that */
-	if (held != NULL && !held->released && held->state == HELD_WAITING)
+	if (is_waiting(message))
 	{
-		held_pass_by(held, message->clock);
+		held_pass_by(held_find(message->record.topic), message->clock);
 		message->fate = FATE_LEFT;
 		return;
 	}
@@ -224,15 +230,24 @@ void
 batch_deliver(Batch *batch, Worker *worker)
 {
 	Delivery	delivery = {.batch = batch, .worker = worker};
+	bool		left = false;
 
 	for (int i = 0; i < batch->n; i++)
 		hand_over(&delivery, i);
 	await_outcomes(&delivery);
 
-	for (int i = 0; i < batch->n && worker->bridge != NULL; i++)
+	/* where one is left, those after it are, too: they must not overtake it */
+	for (int i = 0; i < batch->n && worker->bridge != NULL && !left; i++)
+	{
+		if (batch->messages[i].fate != FATE_ALONE)
+			continue;
+		deliver_alone(&delivery, i);
+		left = batch->messages[i].fate == FATE_LEFT && !is_waiting(&batch->messages[i]);
+	}
+	for (int i = 0; i < batch->n; i++)
 	{
 		if (batch->messages[i].fate == FATE_ALONE)
-			deliver_alone(&delivery, i);
+			batch->messages[i].fate = FATE_LEFT;
 	}
 	if (delivery.finished != NULL && worker->bridge != NULL)
 	{

@@ -187,13 +187,16 @@ extension_version(Oid extension)
 	return version;
 }
 
-/* Nobody makes this worker go on but a new CREATE EXTENSION */
+/*
+ * The extension this worker served is gone.  If there is no other, nobody makes
+ * the workers come back but a new CREATE EXTENSION.
+ */
 static void
-extension_gone(Worker *worker, uint32 epoch)
+extension_gone(Worker *worker, uint32 epoch, bool another)
 {
 	AbortCurrentTransaction();
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	if (worker->db->extension_epoch == epoch)
+	if (!another && worker->db->extension_epoch == epoch)
 		worker->db->has_extension = false;
 	LWLockRelease(outbox_shared->lock);
 	launcher_look();
@@ -237,8 +240,10 @@ worker_begin(Worker *worker)
 		why = "waiting for a command on the extension";
 	else
 	{
-		if (!OidIsValid(extension) || get_extension_oid(OUTBOX_EXTENSION, true) != extension)
-			extension_gone(worker, epoch);
+		Oid			current = get_extension_oid(OUTBOX_EXTENSION, true);
+
+		if (!OidIsValid(extension) || current != extension)
+			extension_gone(worker, epoch, OidIsValid(current));
 		if (SPI_connect() != SPI_OK_CONNECT)
 			elog(ERROR, "SPI_connect failed");
 		if (!OidIsValid(worker->extension))
@@ -246,7 +251,7 @@ worker_begin(Worker *worker)
 			char	   *version = extension_version(extension);
 
 			if (version == NULL)
-				extension_gone(worker, epoch);
+				extension_gone(worker, epoch, false);
 			if (strcmp(version, OUTBOX_VERSION) != 0)
 				why = "parked: run ALTER EXTENSION outbox UPDATE";
 			else
