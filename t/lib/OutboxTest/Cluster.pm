@@ -51,7 +51,10 @@ sub new_outbox_node
 	my ($name, %opts) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init(%{ $opts{init} // {} });
+	# whatever the machine's locale is
+	my %init = %{ $opts{init} // {} };
+	$node->init(%init,
+		extra => [ '--encoding=UTF8', '--no-locale', @{ $init{extra} // [] } ]);
 	configure_outbox_node($node, %opts);
 	return $node if defined $opts{start} && !$opts{start};
 
