@@ -21,7 +21,7 @@ $mock->start;
 
 # Not preloaded at first; another library is.
 my $node = PostgreSQL::Test::Cluster->new('main');
-$node->init;
+$node->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
 $node->append_conf(
 	'postgresql.conf', q(
 shared_preload_libraries = 'auto_explain'

@@ -29,7 +29,7 @@ $kafka->create_topic('results', 2);
 my $install = private_install();
 my $program = "$install->{pkglibdir}/outbox_bridge";
 my $node = PostgreSQL::Test::Cluster->new('main', install_path => $install->{path});
-$node->init;
+$node->init(extra => [ '--encoding=UTF8', '--no-locale' ]);
 configure_outbox_node($node, bootstrap => $kafka->bootstrap);
 $node->start;
 $node->safe_psql('postgres', 'CREATE EXTENSION outbox');
