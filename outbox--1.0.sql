@@ -124,7 +124,9 @@ CREATE TABLE outbox.topic_config (
 	on_failed text,
 	on_dead text,
 	hold_key_when_dead boolean NOT NULL,
-	role text NOT NULL			-- who set it
+	handler_attempts int NOT NULL,
+	handler_timeout interval NOT NULL,
+	role text NOT NULL			-- who set it, and as whom the handlers run
 );
 
 COMMENT ON TABLE outbox.topic_config IS 'what a topic expects back; see outbox.set_topic';
@@ -198,22 +200,122 @@ COMMENT ON TABLE outbox.topic_request IS 'requests to create a topic; see outbox
 CREATE TABLE outbox.consumer_offset (
 	topic text NOT NULL,
 	partition int NOT NULL,
+	kind "char" NOT NULL,		-- r: for its results, s: subscribed
 	next_offset bigint NOT NULL,
 	anchor_offset bigint,		-- a record that was applied, to know the log by
 	anchor_timestamp bigint,
 	anchor_checksum bigint,
-	applied bigint NOT NULL DEFAULT 0,
+	paused text,				-- why nothing is read until outbox.skip is called
+	retry_attempts int,			-- of the record at next_offset, whose handler failed
+	retry_at timestamptz,
+	retry_error text,
+	applied bigint NOT NULL DEFAULT 0,	-- results that took effect, records handled
+	failed bigint NOT NULL DEFAULT 0,	-- records whose handler refused them
+	dead bigint NOT NULL DEFAULT 0,
 	repeated bigint NOT NULL DEFAULT 0,
 	contrary bigint NOT NULL DEFAULT 0,
 	unknown bigint NOT NULL DEFAULT 0,
 	bad bigint NOT NULL DEFAULT 0,
 	lost bigint NOT NULL DEFAULT 0,	-- times the position was lost
 	updated_at timestamptz NOT NULL,
-	PRIMARY KEY (topic, partition)
+	PRIMARY KEY (topic, partition, kind)
 ) WITH (fillfactor = 20);
 
 COMMENT ON TABLE outbox.consumer_offset IS
 	'positions on the topics this database reads, changed with what the records did';
+
+/* ---------------------------------------------------------------------
+ * Handlers
+ * --------------------------------------------------------------------- */
+
+-- What the handler of a subscription gets
+CREATE TYPE outbox.record AS (
+	topic text,
+	partition int,
+	"offset" bigint,
+	"timestamp" timestamptz,
+	key text,
+	payload text,				-- NULL unless the value is text
+	payload_bytes bytea,		-- NULL for a tombstone
+	headers jsonb,
+	message_id uuid				-- the header "id", if it is a UUID
+);
+
+CREATE TABLE outbox.subscription_config (
+	topic text PRIMARY KEY,
+	handler text NOT NULL,
+	role text NOT NULL,			-- who subscribed, and as whom the handler runs
+	reply_topic text,
+	start text NOT NULL,		-- earliest, latest or a timestamp
+	max_attempts int NOT NULL,
+	handler_timeout interval NOT NULL,
+	dead_letter boolean NOT NULL,
+	assigned int				-- partitions there were when it was first read
+);
+
+COMMENT ON TABLE outbox.subscription_config IS 'see outbox.subscribe';
+
+-- What subscriptions have handled: a ring like the log's, found by message id.
+CREATE TABLE outbox.inbox (
+	message_id uuid NOT NULL,
+	topic text NOT NULL,
+	segment smallint NOT NULL,
+	handled_at timestamptz NOT NULL,
+	reply bytea					-- NULL: none was sent
+) PARTITION BY LIST (segment);
+
+COMMENT ON TABLE outbox.inbox IS 'the messages that subscriptions have handled, with their replies';
+
+DO $$
+BEGIN
+	FOR segment IN 0 .. 15 LOOP
+		EXECUTE format('CREATE TABLE outbox.inbox_%s PARTITION OF outbox.inbox
+						(PRIMARY KEY (message_id, topic)) FOR VALUES IN (%s)',
+					   segment, segment);
+	END LOOP;
+END
+$$;
+
+CREATE TABLE outbox.dead_record_data (
+	number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	topic text NOT NULL,
+	partition int NOT NULL,
+	"offset" bigint NOT NULL,
+	message_id uuid,
+	correlation_id bytea,		-- the header that a reply repeats
+	record outbox.record NOT NULL,
+	attempts int NOT NULL,
+	sqlstate text NOT NULL,
+	error text NOT NULL,
+	dead_at timestamptz NOT NULL,
+	replay_at timestamptz		-- NULL: when outbox.replay is called
+);
+
+COMMENT ON TABLE outbox.dead_record_data IS
+	'subscribed records whose handler failed; read them through the view outbox.dead_record';
+
+CREATE INDEX dead_record_replay ON outbox.dead_record_data (replay_at)
+	WHERE replay_at IS NOT NULL;
+
+CREATE TABLE outbox.handler_call (
+	call bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	message_id uuid NOT NULL,
+	topic text NOT NULL,
+	outcome "char" NOT NULL,	-- C, F or D: which of the three handlers
+	result text,				-- the result, which takes effect with the call
+	result_error text,
+	attempts int NOT NULL,
+	due_at timestamptz,			-- NULL: parked until outbox.replay is called
+	sqlstate text,
+	error text,
+	since timestamptz NOT NULL
+);
+
+COMMENT ON TABLE outbox.handler_call IS
+	'calls of on_confirmed, on_failed and on_dead that are still owed';
+
+CREATE INDEX handler_call_message ON outbox.handler_call (message_id);
+CREATE INDEX handler_call_due ON outbox.handler_call (due_at) WHERE due_at IS NOT NULL;
 
 -- The data of these go into a dump.  The cursors don't: they start over, and
 -- too low a cursor is right, only slower.  Nor does the identity: a log that is
@@ -223,11 +325,15 @@ DECLARE
 	name text;
 BEGIN
 	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'delayed', 'topic_config',
-								'topic_grant', 'topic_state', 'consumer_offset'] LOOP
+								'topic_grant', 'topic_state', 'consumer_offset',
+								'subscription_config', 'dead_record_data',
+								'dead_record_data_number_seq', 'handler_call',
+								'handler_call_call_seq'] LOOP
 		PERFORM pg_catalog.pg_extension_config_dump(('outbox.' || name)::regclass, '');
 	END LOOP;
 	FOR segment IN 0 .. 15 LOOP
 		PERFORM pg_catalog.pg_extension_config_dump(('outbox.log_' || segment)::regclass, '');
+		PERFORM pg_catalog.pg_extension_config_dump(('outbox.inbox_' || segment)::regclass, '');
 	END LOOP;
 END
 $$;
@@ -369,6 +475,11 @@ CREATE VIEW outbox.stat AS
 		c.published, c.republished, c.confirmed, c.failed, c.dead,
 		r.results_applied, r.results_repeated, r.results_contrary, r.results_unknown,
 		r.results_bad, r.positions_lost,
+		r.records_handled, r.records_failed, r.records_repeated, r.records_dead,
+		(SELECT pg_catalog.count(*) FROM outbox.dead_record_data) AS dead_records,
+		(SELECT pg_catalog.count(*) FROM outbox.handler_call) AS handler_calls_owed,
+		(SELECT pg_catalog.count(*) FROM outbox.handler_call AS p
+		 WHERE p.due_at IS NULL) AS handler_calls_parked,
 		c.last_error, c.last_error_at, c.brokers_reachable, c.brokers_reason,
 		c.oldest_transaction_pid,
 		pg_catalog.clock_timestamp() - c.oldest_transaction_start AS oldest_transaction_age,
@@ -380,12 +491,16 @@ CREATE VIEW outbox.stat AS
 		(SELECT coalesce(pg_catalog.sum(messages), 0)::bigint AS backlog,
 				pg_catalog.min(oldest) AS oldest
 		 FROM outbox.backlog()) AS b,
-		(SELECT coalesce(pg_catalog.sum(applied), 0)::bigint AS results_applied,
-				coalesce(pg_catalog.sum(repeated), 0)::bigint AS results_repeated,
+		(SELECT coalesce(pg_catalog.sum(applied) FILTER (WHERE kind = 'r'), 0)::bigint AS results_applied,
+				coalesce(pg_catalog.sum(repeated) FILTER (WHERE kind = 'r'), 0)::bigint AS results_repeated,
 				coalesce(pg_catalog.sum(contrary), 0)::bigint AS results_contrary,
 				coalesce(pg_catalog.sum(unknown), 0)::bigint AS results_unknown,
 				coalesce(pg_catalog.sum(bad), 0)::bigint AS results_bad,
-				coalesce(pg_catalog.sum(lost), 0)::bigint AS positions_lost
+				coalesce(pg_catalog.sum(lost), 0)::bigint AS positions_lost,
+				coalesce(pg_catalog.sum(applied) FILTER (WHERE kind = 's'), 0)::bigint AS records_handled,
+				coalesce(pg_catalog.sum(failed), 0)::bigint AS records_failed,
+				coalesce(pg_catalog.sum(repeated) FILTER (WHERE kind = 's'), 0)::bigint AS records_repeated,
+				coalesce(pg_catalog.sum(dead), 0)::bigint AS records_dead
 		 FROM outbox.consumer_offset) AS r;
 
 CREATE VIEW outbox.topic AS
@@ -425,7 +540,53 @@ CREATE VIEW outbox.topic AS
 						pg_catalog.sum(unknown)::bigint AS results_unknown,
 						pg_catalog.sum(bad)::bigint AS results_bad,
 						pg_catalog.sum(lost)::bigint AS positions_lost
-				   FROM outbox.consumer_offset GROUP BY topic) AS o ON o.topic = t.topic;
+				   FROM outbox.consumer_offset WHERE kind = 'r'
+				   GROUP BY topic) AS o ON o.topic = t.topic;
+
+-- NULL, or why a subscription can't be handled now
+CREATE FUNCTION outbox.subscription_trouble(topic text, handler text, role text,
+	reply_topic text) RETURNS text
+AS 'MODULE_PATHNAME', 'outbox_subscription_trouble' LANGUAGE C STABLE;
+
+CREATE VIEW outbox.subscription AS
+	SELECT s.topic, s.handler, s.role, s.reply_topic, s.start, s.max_attempts,
+		s.handler_timeout, s.dead_letter,
+		CASE WHEN t.trouble IS NOT NULL OR o.paused IS NOT NULL THEN 'paused'
+			WHEN o.retry_error IS NOT NULL THEN 'retrying'
+			WHEN o.partitions > 0 THEN 'running'
+			ELSE 'starting'
+		END AS state,
+		coalesce(t.trouble, o.paused, o.retry_error) AS reason,
+		o.partitions, o.partitions_paused, o.partitions_retrying,
+		o.records_handled, o.records_failed, o.records_repeated, o.records_dead,
+		o.positions_lost, o.updated_at
+	FROM outbox.subscription_config AS s,
+		LATERAL outbox.subscription_trouble(s.topic, s.handler, s.role, s.reply_topic)
+			AS t(trouble),
+		LATERAL (SELECT pg_catalog.count(*) AS partitions,
+					pg_catalog.count(p.paused) AS partitions_paused,
+					pg_catalog.count(p.retry_at) AS partitions_retrying,
+					pg_catalog.min(pg_catalog.format('partition %s: %s', p.partition, p.paused))
+						FILTER (WHERE p.paused IS NOT NULL) AS paused,
+					pg_catalog.min(pg_catalog.format('partition %s, offset %s, attempt %s: %s',
+													 p.partition, p.next_offset,
+													 p.retry_attempts, p.retry_error))
+						FILTER (WHERE p.retry_at IS NOT NULL) AS retry_error,
+					coalesce(pg_catalog.sum(p.applied), 0)::bigint AS records_handled,
+					coalesce(pg_catalog.sum(p.failed), 0)::bigint AS records_failed,
+					coalesce(pg_catalog.sum(p.repeated), 0)::bigint AS records_repeated,
+					coalesce(pg_catalog.sum(p.dead), 0)::bigint AS records_dead,
+					coalesce(pg_catalog.sum(p.lost), 0)::bigint AS positions_lost,
+					pg_catalog.max(p.updated_at) AS updated_at
+				 FROM outbox.consumer_offset AS p
+				 WHERE p.topic = s.topic AND p.kind = 's') AS o;
+
+CREATE VIEW outbox.dead_record AS
+	SELECT d.number, d.topic, d.partition, d."offset",
+		(d.record)."timestamp", (d.record).key, (d.record).payload,
+		(d.record).payload_bytes, (d.record).headers, d.message_id,
+		d.attempts, d.sqlstate, d.error, d.dead_at, d.replay_at
+	FROM outbox.dead_record_data AS d;
 
 /* ---------------------------------------------------------------------
  * Operate
@@ -451,7 +612,34 @@ CREATE FUNCTION outbox.change_status(id uuid, from_status outbox.message_status,
 	to_status outbox.message_status, error text DEFAULT NULL) RETURNS boolean
 AS 'MODULE_PATHNAME', 'outbox_change_status' LANGUAGE C;
 
--- What a topic expects back; replaces all that was set for it.
+-- Functions whose caller matters are called with it: outbox.f(...) becomes
+-- outbox.f_as(caller, ...), which is granted to nobody.  See src/caller.c.
+
+-- Raises unless the caller may have the function as a handler; returns its name
+CREATE FUNCTION outbox.check_handler(caller name, function regprocedure, argument regtype)
+RETURNS text AS 'MODULE_PATHNAME', 'outbox_check_handler' LANGUAGE C STRICT;
+
+-- Raises unless the caller may use the topic
+CREATE FUNCTION outbox.check_topic_privilege(caller name, topic text, privilege text)
+RETURNS void AS 'MODULE_PATHNAME', 'outbox_check_topic_privilege' LANGUAGE C STRICT;
+
+-- Raises unless the values are sensible for a handler's calls
+CREATE FUNCTION outbox.check_handler_limits(attempts int, attempts_name text, timeout interval)
+RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF coalesce(attempts, 0) < 1 THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('%s must be at least 1', attempts_name);
+	END IF;
+	IF timeout IS NULL OR timeout < '1 millisecond' OR timeout > '1 day' THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'handler_timeout must be between a millisecond and a day';
+	END IF;
+END
+$$;
+
+-- What a topic expects back; replaces all that was set for it.  The handlers
+-- on_confirmed, on_failed and on_dead, f(outbox.message), run as the caller.
 CREATE FUNCTION outbox.set_topic(
 	topic text,
 	result_topic text DEFAULT NULL,
@@ -460,55 +648,70 @@ CREATE FUNCTION outbox.set_topic(
 	on_confirmed regprocedure DEFAULT NULL,
 	on_failed regprocedure DEFAULT NULL,
 	on_dead regprocedure DEFAULT NULL,
-	hold_key_when_dead boolean DEFAULT false
+	hold_key_when_dead boolean DEFAULT false,
+	handler_attempts int DEFAULT 10,
+	handler_timeout interval DEFAULT '30 seconds'
 ) RETURNS void
+AS 'MODULE_PATHNAME', 'outbox_with_caller' LANGUAGE C;
+
+CREATE FUNCTION outbox.set_topic_as(caller name, topic text, result_topic text,
+	result_timeout interval, max_attempts int, on_confirmed regprocedure,
+	on_failed regprocedure, on_dead regprocedure, hold_key_when_dead boolean,
+	handler_attempts int, handler_timeout interval) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
 BEGIN
-	IF set_topic.topic IS NULL THEN
+	IF set_topic_as.topic IS NULL THEN
 		RAISE null_value_not_allowed USING MESSAGE = 'the topic must not be null';
 	END IF;
-	PERFORM outbox.check_topic_name(set_topic.topic);
-	PERFORM outbox.check_topic_name(set_topic.result_topic);
-	IF set_topic.result_topic = set_topic.topic THEN
+	PERFORM outbox.check_topic_name(set_topic_as.topic);
+	PERFORM outbox.check_topic_name(set_topic_as.result_topic);
+	IF set_topic_as.result_topic = set_topic_as.topic THEN
 		RAISE invalid_parameter_value USING
-			MESSAGE = format('topic "%s" can''t be its own result topic', set_topic.topic);
+			MESSAGE = format('topic "%s" can''t be its own result topic', set_topic_as.topic);
 	END IF;
-	IF coalesce(set_topic.result_timeout, '-1s') <= '0' THEN
+	IF coalesce(set_topic_as.result_timeout, '-1s') <= '0' THEN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'result_timeout must be greater than zero';
 	END IF;
-	IF NOT isfinite(set_topic.result_timeout) OR set_topic.result_timeout > '1 year' THEN
+	IF NOT isfinite(set_topic_as.result_timeout) OR set_topic_as.result_timeout > '1 year' THEN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'result_timeout must not be longer than a year';
 	END IF;
-	IF set_topic.max_attempts < 1 THEN
+	IF set_topic_as.max_attempts < 1 THEN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'max_attempts must be at least 1',
 			HINT = 'NULL means that recovery goes on for ever.';
 	END IF;
-	IF set_topic.max_attempts IS NOT NULL AND set_topic.result_topic IS NULL THEN
+	IF set_topic_as.max_attempts IS NOT NULL AND set_topic_as.result_topic IS NULL THEN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'max_attempts needs a result_topic';
 	END IF;
-	IF num_nonnulls(set_topic.on_confirmed, set_topic.on_failed, set_topic.on_dead) > 0 THEN
-		RAISE feature_not_supported USING
-			MESSAGE = 'handlers of a message''s outcome are not supported yet';
+	IF set_topic_as.result_topic IS NULL
+		AND num_nonnulls(set_topic_as.on_confirmed, set_topic_as.on_failed) > 0 THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'on_confirmed and on_failed need a result_topic';
 	END IF;
-	IF set_topic.hold_key_when_dead THEN
+	PERFORM outbox.check_handler_limits(set_topic_as.handler_attempts, 'handler_attempts',
+										set_topic_as.handler_timeout);
+	IF set_topic_as.hold_key_when_dead THEN
 		RAISE feature_not_supported USING
 			MESSAGE = 'hold_key_when_dead is not supported yet';
 	END IF;
 	-- what this topic has SENT is looked through again
 	DELETE FROM outbox.recovery AS r
-		WHERE r.result_timeout = extract(epoch FROM set_topic.result_timeout) * 1000000
+		WHERE r.result_timeout = extract(epoch FROM set_topic_as.result_timeout) * 1000000
 			AND NOT EXISTS (SELECT FROM outbox.topic_config AS t
-							WHERE t.topic = set_topic.topic
+							WHERE t.topic = set_topic_as.topic
 								AND t.result_topic IS NOT NULL
-								AND t.result_timeout = set_topic.result_timeout);
+								AND t.result_timeout = set_topic_as.result_timeout);
 	INSERT INTO outbox.topic_config AS t
-		VALUES (set_topic.topic, set_topic.result_topic, set_topic.result_timeout,
-				set_topic.max_attempts, NULL, NULL, NULL, false,
-				coalesce(nullif(current_setting('role'), 'none'), session_user))
+		VALUES (set_topic_as.topic, set_topic_as.result_topic, set_topic_as.result_timeout,
+				set_topic_as.max_attempts,
+				outbox.check_handler(caller, set_topic_as.on_confirmed, 'outbox.message'),
+				outbox.check_handler(caller, set_topic_as.on_failed, 'outbox.message'),
+				outbox.check_handler(caller, set_topic_as.on_dead, 'outbox.message'),
+				false, set_topic_as.handler_attempts, set_topic_as.handler_timeout, caller)
 		ON CONFLICT ON CONSTRAINT topic_config_pkey DO UPDATE
 		SET result_topic = excluded.result_topic,
 			result_timeout = excluded.result_timeout,
@@ -517,8 +720,188 @@ BEGIN
 			on_failed = excluded.on_failed,
 			on_dead = excluded.on_dead,
 			hold_key_when_dead = excluded.hold_key_when_dead,
+			handler_attempts = excluded.handler_attempts,
+			handler_timeout = excluded.handler_timeout,
 			role = excluded.role;
 	PERFORM outbox.config_changed();
+END
+$$;
+
+-- Handles the records of a topic with f(outbox.record), as the caller.  start:
+-- earliest, latest, or a time; it counts only for a topic that isn't subscribed
+-- yet.  Again replaces the subscription, which goes on where it was.
+CREATE FUNCTION outbox.subscribe(
+	topic text,
+	handler regprocedure,
+	reply_topic text DEFAULT NULL,
+	start text DEFAULT 'earliest',
+	max_attempts int DEFAULT 10,
+	handler_timeout interval DEFAULT '30 seconds',
+	dead_letter boolean DEFAULT false
+) RETURNS void
+AS 'MODULE_PATHNAME', 'outbox_with_caller' LANGUAGE C;
+
+CREATE FUNCTION outbox.subscribe_as(caller name, topic text, handler regprocedure,
+	reply_topic text, start text, max_attempts int, handler_timeout interval,
+	dead_letter boolean) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	begin_at text := subscribe_as.start;
+BEGIN
+	IF num_nulls(subscribe_as.topic, subscribe_as.handler, subscribe_as.start,
+				 subscribe_as.dead_letter) > 0 THEN
+		RAISE null_value_not_allowed USING
+			MESSAGE = 'topic, handler, start and dead_letter must not be null';
+	END IF;
+	PERFORM outbox.check_topic_name(subscribe_as.topic);
+	PERFORM outbox.check_topic_name(subscribe_as.reply_topic);
+	IF subscribe_as.reply_topic = subscribe_as.topic THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('topic "%s" can''t be its own reply topic', subscribe_as.topic);
+	END IF;
+	PERFORM outbox.check_handler_limits(subscribe_as.max_attempts, 'max_attempts',
+										subscribe_as.handler_timeout);
+	IF begin_at NOT IN ('earliest', 'latest') THEN
+		BEGIN
+			begin_at := to_char(begin_at::timestamptz AT TIME ZONE 'UTC',
+								'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+		EXCEPTION WHEN data_exception THEN
+			RAISE invalid_parameter_value USING
+				MESSAGE = format('invalid start "%s"', subscribe_as.start),
+				HINT = 'It is "earliest", "latest", or a timestamp.';
+		END;
+	END IF;
+	PERFORM outbox.check_topic_privilege(caller, subscribe_as.topic, 'subscribe');
+	PERFORM outbox.check_topic_privilege(caller, subscribe_as.reply_topic, 'send');
+	IF subscribe_as.dead_letter THEN
+		PERFORM outbox.check_topic_name(subscribe_as.topic || '-dlt');
+		PERFORM outbox.check_topic_privilege(caller, subscribe_as.topic || '-dlt', 'send');
+	END IF;
+	PERFORM outbox.check_subscriber(caller, subscribe_as.topic);
+	INSERT INTO outbox.subscription_config AS s
+		VALUES (subscribe_as.topic,
+				outbox.check_handler(caller, subscribe_as.handler, 'outbox.record'),
+				caller, subscribe_as.reply_topic, begin_at, subscribe_as.max_attempts,
+				subscribe_as.handler_timeout, subscribe_as.dead_letter, NULL)
+		ON CONFLICT ON CONSTRAINT subscription_config_pkey DO UPDATE
+		SET handler = excluded.handler,
+			role = excluded.role,
+			reply_topic = excluded.reply_topic,
+			start = excluded.start,
+			max_attempts = excluded.max_attempts,
+			handler_timeout = excluded.handler_timeout,
+			dead_letter = excluded.dead_letter;
+	PERFORM outbox.config_changed();
+END
+$$;
+
+-- Ends a subscription and forgets its positions.  What it has handled, and what
+-- is dead, stays known.
+CREATE FUNCTION outbox.unsubscribe(topic text) RETURNS void
+AS 'MODULE_PATHNAME', 'outbox_with_caller' LANGUAGE C;
+
+CREATE FUNCTION outbox.unsubscribe_as(caller name, topic text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM outbox.check_subscriber(caller, unsubscribe_as.topic);
+	DELETE FROM outbox.subscription_config AS s WHERE s.topic = unsubscribe_as.topic;
+	IF NOT FOUND THEN
+		RAISE undefined_object USING
+			MESSAGE = format('topic "%s" is not subscribed to', unsubscribe_as.topic);
+	END IF;
+	DELETE FROM outbox.consumer_offset AS o
+		WHERE o.topic = unsubscribe_as.topic AND o.kind = 's';
+	PERFORM outbox.config_changed();
+END
+$$;
+
+-- Raises unless the topic is free, or the caller may act for who subscribed
+CREATE FUNCTION outbox.check_subscriber(caller name, topic text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	owner text;
+BEGIN
+	SELECT s.role INTO owner FROM outbox.subscription_config AS s
+		JOIN pg_roles AS r ON r.rolname = s.role
+		WHERE s.topic = check_subscriber.topic;
+	IF FOUND AND NOT pg_has_role(caller, owner, 'USAGE') THEN
+		RAISE insufficient_privilege USING
+			MESSAGE = format('topic "%s" is subscribed to by role "%s"',
+							 check_subscriber.topic, owner);
+	END IF;
+END
+$$;
+
+-- Makes a subscription go on behind an offset, whatever it waits for there.
+CREATE FUNCTION outbox.skip(topic text, partition int, "offset" bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF num_nulls(skip.topic, skip.partition, skip."offset") > 0 OR skip."offset" < -1 THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'topic, partition and offset must not be null, nor the offset below -1';
+	END IF;
+	UPDATE outbox.consumer_offset AS o
+		SET next_offset = skip."offset" + 1,
+			anchor_offset = NULL, anchor_timestamp = NULL, anchor_checksum = NULL,
+			paused = NULL, retry_attempts = NULL, retry_at = NULL, retry_error = NULL,
+			updated_at = clock_timestamp()
+		WHERE o.topic = skip.topic AND o.partition = skip.partition AND o.kind = 's';
+	IF NOT FOUND THEN
+		RAISE undefined_object USING
+			MESSAGE = format('no subscription has read partition %s of topic "%s"',
+							 skip.partition, skip.topic);
+	END IF;
+	PERFORM outbox.config_changed();
+END
+$$;
+
+-- Handles a dead record again.
+CREATE FUNCTION outbox.replay(number bigint) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	UPDATE outbox.dead_record_data AS d SET replay_at = clock_timestamp()
+		WHERE d.number = replay.number;
+	IF NOT FOUND THEN
+		RAISE no_data_found USING
+			MESSAGE = format('there is no dead record %s', replay.number);
+	END IF;
+	PERFORM outbox.config_changed();
+END
+$$;
+
+-- Makes the calls again that are owed for a message.
+CREATE FUNCTION outbox.replay(id uuid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	UPDATE outbox.handler_call AS c SET due_at = clock_timestamp(), attempts = 0
+		WHERE c.message_id = replay.id;
+	IF NOT FOUND THEN
+		RAISE no_data_found USING
+			MESSAGE = format('no call of a handler is owed for message %s', replay.id);
+	END IF;
+	PERFORM outbox.config_changed();
+END
+$$;
+
+-- The same for what of a topic died, or failed first, in [since, until).
+-- Returns how many.
+CREATE FUNCTION outbox.replay(topic text, since timestamptz DEFAULT '-infinity',
+	until timestamptz DEFAULT 'infinity') RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	records bigint;
+	calls bigint;
+BEGIN
+	UPDATE outbox.dead_record_data AS d SET replay_at = clock_timestamp()
+		WHERE d.topic = replay.topic AND d.dead_at >= since AND d.dead_at < until;
+	GET DIAGNOSTICS records = ROW_COUNT;
+	UPDATE outbox.handler_call AS c SET due_at = clock_timestamp(), attempts = 0
+		WHERE c.topic = replay.topic AND c.due_at IS NULL
+			AND c.since >= replay.since AND c.since < until;
+	GET DIAGNOSTICS calls = ROW_COUNT;
+	PERFORM outbox.config_changed();
+	RETURN records + calls;
 END
 $$;
 

@@ -101,27 +101,43 @@ header_value(const JsonbValue *value, int *len)
 	return text;
 }
 
-/* The application's headers; an array repeats one */
+/* Bytes that are no text; see capture.h */
+static const char *
+header_bytes(const JsonbValue *hex, int *len)
+{
+	char	   *bytes = palloc(hex->val.string.len / 2 + 1);
+
+	*len = (int) hex_decode(hex->val.string.val, hex->val.string.len, bytes);
+	return bytes;
+}
+
+/* The application's headers, or our own; an array repeats one */
 static void
-add_application_headers(BridgeRecord *record, int *allocated, Jsonb *headers)
+add_headers(BridgeRecord *record, int *allocated, Jsonb *headers)
 {
 	JsonbIterator *iterator = JsonbIteratorInit(&headers->root);
 	JsonbIteratorToken token;
 	JsonbValue	value;
 	const char *name = "";
+	int			objects = 0;	/* that we are in */
 
 	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
 	{
-		if (token == WJB_KEY)
-		{
-			int			len = value.val.string.len;
+		int			len;
 
+		if (token == WJB_BEGIN_OBJECT)
+			objects++;
+		else if (token == WJB_END_OBJECT)
+			objects--;
+		else if (token == WJB_KEY && objects == 1)
+		{
+			len = value.val.string.len;
 			name = to_utf8(pnstrdup(value.val.string.val, len), &len);
 		}
 		else if (token == WJB_VALUE || token == WJB_ELEM)
 		{
-			int			len;
-			const char *bytes = header_value(&value, &len);
+			const char *bytes = objects > 1 ? header_bytes(&value, &len) :
+				header_value(&value, &len);
 
 			add_header(record, allocated, name, bytes, len);
 		}
@@ -145,7 +161,7 @@ fill_headers(BridgeRecord *record, const pg_uuid_t *id, const char *id_text, Jso
 		add_header(record, &allocated, "kafka_replyTopic", reply_topic, strlen(reply_topic));
 	}
 	if (headers != NULL)
-		add_application_headers(record, &allocated, headers);
+		add_headers(record, &allocated, headers);
 }
 
 /* Fills the record in the batch's context */

@@ -47,7 +47,10 @@ extern void topic_name_check(const char *topic);
 /* May the role send to the topic?  Remembered while the grants don't change. */
 extern bool topic_may_send(const char *topic, Oid role);
 
-/* Raises insufficient_privilege unless it may */
+/* May it subscribe to the topic? */
+extern bool topic_may_subscribe(const char *topic, Oid role);
+
+/* Raises insufficient_privilege unless it may send */
 extern void topic_check_send(const char *topic, Oid role);
 
 /* An errhint for ereport, that tells how to let the role send */
@@ -69,6 +72,27 @@ extern bool headers_have_op(Jsonb *headers);
 
 /* A copy with op added; headers may be NULL */
 extern Jsonb *headers_with_op(Jsonb *headers, const char *op);
+
+/*
+ * Headers of the extension's own messages, whose names may be reserved ones.
+ * Bytes that are no text are kept as an object of one field, "hex"; no
+ * application can write that, since headers_check refuses objects.
+ */
+typedef struct HeadersWriter HeadersWriter;
+
+extern HeadersWriter *headers_begin(void);
+extern void headers_add_text(HeadersWriter *writer, const char *name, const char *text);
+extern void headers_add_bytes(HeadersWriter *writer, const char *name,
+							  const char *bytes, int len);
+extern Jsonb *headers_end(HeadersWriter *writer);
+
+/* Such an object, as the value of the field that was begun */
+extern void headers_push_bytes(JsonbParseState **state, const char *bytes, int len);
+
+/* payload.c */
+
+/* The bytes as text if they are UTF-8 that this database can show, else NULL */
+extern text *payload_text(const char *bytes, int len);
 
 /* json.c */
 

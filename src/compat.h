@@ -73,6 +73,25 @@
 	pg_database_ownercheck(database, role)
 #endif
 
+#if PG_VERSION_NUM >= 160000
+#define outbox_may_execute(function, role) \
+	(object_aclcheck(ProcedureRelationId, function, role, ACL_EXECUTE) == ACLCHECK_OK)
+#define outbox_may_use_schema(schema, role) \
+	(object_aclcheck(NamespaceRelationId, schema, role, ACL_USAGE) == ACLCHECK_OK)
+#else
+#define outbox_may_execute(function, role) \
+	(pg_proc_aclcheck(function, role, ACL_EXECUTE) == ACLCHECK_OK)
+#define outbox_may_use_schema(schema, role) \
+	(pg_namespace_aclcheck(schema, role, ACL_USAGE) == ACLCHECK_OK)
+#endif
+
+/* "a.b" as a list of names */
+#if PG_VERSION_NUM >= 160000
+#define outbox_qualified_name(name) stringToQualifiedNameList(name, NULL)
+#else
+#define outbox_qualified_name(name) stringToQualifiedNameList(name)
+#endif
+
 /* A database that DROP DATABASE left half-way; came with a minor release */
 #ifdef DATCONNLIMIT_INVALID_DB
 #define OUTBOX_DATCONNLIMIT_INVALID DATCONNLIMIT_INVALID_DB

@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 
@@ -105,4 +106,54 @@ headers_with_op(Jsonb *headers, const char *op)
 	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat,
 											  JsonbPGetDatum(headers),
 											  JsonbPGetDatum(with_op)));
+}
+
+/* ---------------------------------------------------------------------
+ * Headers of our own
+ * --------------------------------------------------------------------- */
+
+struct HeadersWriter
+{
+	JsonbParseState *state;
+};
+
+HeadersWriter *
+headers_begin(void)
+{
+	HeadersWriter *writer = palloc0(sizeof(HeadersWriter));
+
+	pushJsonbValue(&writer->state, WJB_BEGIN_OBJECT, NULL);
+	return writer;
+}
+
+void
+headers_add_text(HeadersWriter *writer, const char *name, const char *text)
+{
+	push_string(&writer->state, WJB_KEY, name);
+	push_string(&writer->state, WJB_VALUE, text);
+}
+
+void
+headers_push_bytes(JsonbParseState **state, const char *bytes, int len)
+{
+	char	   *hex = palloc((Size) len * 2 + 1);
+
+	hex[hex_encode(bytes, len, hex)] = '\0';
+	pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
+	push_string(state, WJB_KEY, "hex");
+	push_string(state, WJB_VALUE, hex);
+	pushJsonbValue(state, WJB_END_OBJECT, NULL);
+}
+
+void
+headers_add_bytes(HeadersWriter *writer, const char *name, const char *bytes, int len)
+{
+	push_string(&writer->state, WJB_KEY, name);
+	headers_push_bytes(&writer->state, bytes, len);
+}
+
+Jsonb *
+headers_end(HeadersWriter *writer)
+{
+	return JsonbValueToJsonb(pushJsonbValue(&writer->state, WJB_END_OBJECT, NULL));
 }

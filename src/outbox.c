@@ -61,6 +61,7 @@ database_slot_clear(DatabaseSlot *slot, Oid database)
 	pg_atomic_init_u32(&slot->floor_known, 0);
 	pg_atomic_init_u32(&slot->segment, 0);
 	pg_atomic_init_u32(&slot->segments_used, 0);
+	pg_atomic_init_u32(&slot->inbox_used, 0);
 	pg_atomic_init_u32(&slot->generation, 0);
 	pg_atomic_init_u32(&slot->publisher_sleeps, 0);
 	pg_atomic_init_u32(&slot->settings_generation, 0);

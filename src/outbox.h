@@ -124,6 +124,8 @@ typedef struct DatabaseSlot
 	pg_atomic_uint32 segment;	/* where new messages go */
 	pg_atomic_uint32 segments_used; /* bit i: segment i, bit 16: segment -1 */
 
+	pg_atomic_uint32 inbox_used;	/* see inbox.c */
+
 	/* wake-up; see announce.c */
 	pg_atomic_uint32 generation;	/* raised when a capturing transaction ends */
 	pg_atomic_uint32 publisher_sleeps;

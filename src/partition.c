@@ -23,15 +23,20 @@
  * another record at the anchor.  An anchor that retention removed tells
  * nothing.  One that is missing in the middle of the log was compacted away;
  * or else it is another log, with a transaction's mark in that place.  Then
- * the log is read again from its start, to be sure, for results can be read
- * again without harm.  A log with no record to know it by is known by its
- * start, which never moves back.
+ * a result topic is read again from its start, to be sure, for results can be
+ * read again without harm; a subscription goes on.  A log with no record to
+ * know it by is known by its start, which never moves back.
+ *
+ * A result topic whose position is lost is read again from its start.  A
+ * subscription is paused: only people know what its records did.
+ *
+ * Reading runs ahead of what is applied.  The position that is saved is that
+ * of the latter.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
-#include "port/pg_crc32c.h"
 #include "utils/memutils.h"
 
 #include "partition.h"
@@ -57,31 +62,38 @@ static TimestampTz in_ms(int ms);
 static void watch(Partition *partition, Bridge *bridge);
 static void read_from(Partition *partition, Bridge *bridge, PartitionState state,
 					  int64 offset);
-static void take_watermarks(Partition *partition, Bridge *bridge, int64 low, int64 high);
+static void take_watermarks(Partition *partition, Bridge *bridge,
+							const BridgeEvent *event);
+static void begin_at(Partition *partition, int64 offset);
 static void verified(Partition *partition, Bridge *bridge);
 static void unclear(Partition *partition, Bridge *bridge, const char *why);
 static void lost(Partition *partition, Bridge *bridge, const char *why);
 static void gone(Partition *partition, Bridge *bridge);
 static void start_over(Partition *partition, Bridge *bridge);
 static void take_anchor(Partition *partition, Bridge *bridge, const BridgeRecord *record);
-static bool take_record(Partition *partition, const BridgeRecord *record);
+static PartitionNews take_record(Partition *partition, const BridgeRecord *record);
 static void take_caught_up(Partition *partition, Bridge *bridge, int64 offset);
-static void take_error(Partition *partition, Bridge *bridge, const BridgeEvent *event);
-static void take_unreadable(Partition *partition, Bridge *bridge, const BridgeEvent *event);
-static LogAnchor anchor_at(const BridgeRecord *record);
+static PartitionNews take_error(Partition *partition, Bridge *bridge,
+								const BridgeEvent *event);
+static PartitionNews take_unreadable(Partition *partition, Bridge *bridge,
+									 const BridgeEvent *event);
+static void pause_partition(Partition *partition, Bridge *bridge, int64 skip,
+							const char *why, ...) pg_attribute_printf(4, 5);
+static TimestampTz not_before(const Partition *partition);
 
 /* ---------------------------------------------------------------------
  * Life
  * --------------------------------------------------------------------- */
 
 Partition *
-partition_make(const char *topic, int32 number)
+partition_make(const char *topic, int32 number, ReadKind kind)
 {
 	Partition  *partition = MemoryContextAllocZero(TopMemoryContext, sizeof(Partition));
 
 	partition->state = PARTITION_UNLOADED;
 	partition->row.topic = MemoryContextStrdup(TopMemoryContext, topic);
 	partition->row.partition = number;
+	partition->row.kind = kind;
 	return partition;
 }
 
@@ -103,22 +115,33 @@ in_ms(int ms)
 void
 partition_loaded(Partition *partition)
 {
-	partition->next = partition->row.exists ? partition->row.next_offset : -1;
-	partition->anchor = partition->row.anchor;
-	if (!partition->row.exists)
-		partition->anchor.kind = ANCHOR_NONE;
-	partition->last.kind = ANCHOR_NONE;
-	partition->dirty = false;
-	memset(&partition->counts, 0, sizeof(partition->counts));
-	partition->state = PARTITION_WAITING;
-	partition->due = GetCurrentTimestamp();
+	memset(&partition->now, 0, sizeof(Progress));
+	if (partition->row.exists)
+		partition->now.state = partition->row.state;
+	else
+		partition->now.state.next = -1;
+	partition->read = partition->now.state.next;
+	partition->generation++;
+	partition->state = partition->now.state.paused[0] ? PARTITION_PAUSED : PARTITION_WAITING;
+	partition->due = not_before(partition);
+}
+
+/* A record that failed has to wait for its time */
+static TimestampTz
+not_before(const Partition *partition)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	return partition->now.state.retry_attempts > 0 ?
+		Max(now, partition->now.state.retry_at) : now;
 }
 
 void
 partition_unload(Partition *partition, Bridge *bridge)
 {
 	partition_stop(partition, bridge, DT_NOEND);
-	partition->dirty = false;
+	partition->now.dirty = false;
+	partition->generation++;
 	partition->state = PARTITION_UNLOADED;
 }
 
@@ -128,9 +151,29 @@ partition_stop(Partition *partition, Bridge *bridge, TimestampTz due)
 	if (partition->tag != 0 && bridge != NULL)
 		bridge_unconsume(bridge, partition->tag);
 	partition_forget_bridge(partition);
-	if (partition->state != PARTITION_UNLOADED)
+	if (partition->state > PARTITION_PAUSED)
 		partition->state = PARTITION_WAITING;
 	partition->due = due;
+}
+
+/* Until an operator calls outbox.skip; behind which offset is for the hint */
+static void
+pause_partition(Partition *partition, Bridge *bridge, int64 skip, const char *why, ...)
+{
+	OffsetState *state = &partition->now.state;
+	va_list		args;
+
+	va_start(args, why);
+	vsnprintf(state->paused, sizeof(state->paused), why, args);
+	va_end(args);
+	partition_stop(partition, bridge, DT_NOEND);
+	partition->state = PARTITION_PAUSED;
+	partition->now.dirty = true;
+	ereport(WARNING,
+			(errmsg("the subscription to topic \"%s\" is paused in partition %d: %s",
+					partition->row.topic, partition->row.partition, state->paused),
+			 errhint("To go on behind an offset: SELECT outbox.skip('%s', %d, " INT64_FORMAT ").",
+					 partition->row.topic, partition->row.partition, skip)));
 }
 
 void
@@ -138,13 +181,6 @@ partition_forget_bridge(Partition *partition)
 {
 	reading_tag_drop(&partition->tag);
 	reading_tag_drop(&partition->watch_tag);
-}
-
-void
-partition_saved(Partition *partition)
-{
-	partition->dirty = false;
-	memset(&partition->counts, 0, sizeof(partition->counts));
 }
 
 /* ---------------------------------------------------------------------
@@ -156,13 +192,13 @@ partition_verify_soon(Partition *partition)
 {
 	if (partition->state == PARTITION_WAITING ||
 		(partition->state == PARTITION_READING && partition->watch_tag == 0))
-		partition->due = GetCurrentTimestamp();
+		partition->due = not_before(partition);
 }
 
 void
 partition_serve(Partition *partition, Bridge *bridge, TimestampTz now, TimestampTz *wake)
 {
-	if (partition->state == PARTITION_UNLOADED)
+	if (partition->state <= PARTITION_PAUSED)
 		return;
 	if (partition->due <= now)
 	{
@@ -181,8 +217,8 @@ partition_serve(Partition *partition, Bridge *bridge, TimestampTz now, Timestamp
 static void
 watch(Partition *partition, Bridge *bridge)
 {
-	partition->candidate = partition->last;
-	partition->watch_next = partition->next;
+	partition->candidate = partition->now.last;
+	partition->watch_next = partition->now.state.next;
 	partition->watch_tag = reading_tag_new(partition);
 	partition->due = in_ms(WATCH_TIMEOUT);
 	bridge_watch(bridge, partition->watch_tag, partition->row.topic,
@@ -203,14 +239,14 @@ read_from(Partition *partition, Bridge *bridge, PartitionState state, int64 offs
 				   partition->row.partition, offset);
 }
 
-bool
+PartitionNews
 partition_event(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 {
 	switch (event->type)
 	{
 		case BRIDGE_WATERMARKS:
 			reading_tag_drop(&partition->watch_tag);
-			take_watermarks(partition, bridge, event->low, event->high);
+			take_watermarks(partition, bridge, event);
 			break;
 		case BRIDGE_RECORD:
 			if (partition->state == PARTITION_READING)
@@ -221,12 +257,11 @@ partition_event(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 			take_caught_up(partition, bridge, event->offset);
 			break;
 		case BRIDGE_PARTITION_ERROR:
-			take_error(partition, bridge, event);
-			break;
+			return take_error(partition, bridge, event);
 		default:
 			break;
 	}
-	return false;
+	return PARTITION_NO_NEWS;
 }
 
 /* ---------------------------------------------------------------------
@@ -238,20 +273,20 @@ partition_event(Partition *partition, Bridge *bridge, const BridgeEvent *event)
  * or later.  What was read since then may lie above it.
  */
 static void
-take_watermarks(Partition *partition, Bridge *bridge, int64 low, int64 high)
+take_watermarks(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 {
-	LogAnchor  *anchor = &partition->anchor;
+	LogAnchor  *anchor = &partition->now.state.anchor;
+	int64		low = event->low;
+	int64		high = event->high;
 
 	partition->low = low;
-	if (partition->next < 0)
+	if (partition->now.state.next < 0)
 	{
-		/* never read: from the first record there is */
-		partition->next = low;
-		anchor->kind = ANCHOR_LOG_START;
-		anchor->offset = low;
+		/* never read */
+		begin_at(partition, partition->start.kind == START_LATEST ? high : low);
 		verified(partition, bridge);
 	}
-	else if (low > partition->next)
+	else if (low > partition->now.state.next)
 		lost(partition, bridge, "The log begins above it.");
 	else if (high < partition->watch_next)
 		lost(partition, bridge, "The log ends below it: the topic was made anew or cut.");
@@ -266,10 +301,19 @@ take_watermarks(Partition *partition, Bridge *bridge, int64 low, int64 high)
 		{
 			anchor->kind = ANCHOR_LOG_START;
 			anchor->offset = low;
-			partition->dirty = true;
+			partition->now.dirty = true;
 		}
 		verified(partition, bridge);
 	}
+}
+
+static void
+begin_at(Partition *partition, int64 offset)
+{
+	partition->now.state.next = partition->read = offset;
+	partition->now.state.anchor.kind = ANCHOR_LOG_START;
+	partition->now.state.anchor.offset = partition->low;
+	partition->now.dirty = true;
 }
 
 /* The log is the one it was: the candidate is of it, too */
@@ -278,17 +322,17 @@ verified(Partition *partition, Bridge *bridge)
 {
 	if (partition->candidate.kind == ANCHOR_RECORD)
 	{
-		partition->anchor = partition->candidate;
-		partition->dirty = true;
+		partition->now.state.anchor = partition->candidate;
+		partition->now.dirty = true;
 	}
 	partition->unclear = 0;
 	if (partition->state != PARTITION_READING)
-		read_from(partition, bridge, PARTITION_READING, partition->next);
+		read_from(partition, bridge, PARTITION_READING, partition->read);
 
-	partition->interval = partition->active ? VERIFY_INTERVAL :
+	partition->interval = partition->now.active ? VERIFY_INTERVAL :
 		Min(partition->interval * 2, VERIFY_INTERVAL_MAX);
 	partition->interval = Max(partition->interval, VERIFY_INTERVAL);
-	partition->active = false;
+	partition->now.active = false;
 
 	/* spread, so that not all partitions are asked for at once */
 	partition->due = in_ms(backoff_delay(1, partition->interval, partition->interval));
@@ -307,23 +351,36 @@ unclear(Partition *partition, Bridge *bridge, const char *why)
 static void
 lost(Partition *partition, Bridge *bridge, const char *why)
 {
+	if (partition->row.kind == READ_SUBSCRIPTION)
+	{
+		partition->now.counts.lost++;
+		pause_partition(partition, bridge, partition->low - 1,
+						"position " INT64_FORMAT " is lost: %s",
+						partition->now.state.next, why);
+		return;
+	}
 	ereport(WARNING,
 			(errmsg("position " INT64_FORMAT " in result topic \"%s\" partition %d is lost",
-					partition->next, partition->row.topic, partition->row.partition),
+					partition->now.state.next, partition->row.topic, partition->row.partition),
 			 errdetail("%s Reading goes on from offset " INT64_FORMAT ".",
 					   why, partition->low)));
-	partition->counts.lost++;
+	partition->now.counts.lost++;
 	start_over(partition, bridge);
 }
 
 static void
 gone(Partition *partition, Bridge *bridge)
 {
+	if (partition->row.kind == READ_SUBSCRIPTION)
+	{
+		verified(partition, bridge);
+		return;
+	}
 	ereport(LOG,
 			(errmsg("result topic \"%s\" partition %d is read again from offset " INT64_FORMAT,
 					partition->row.topic, partition->row.partition, partition->low),
 			 errdetail("The record at offset " INT64_FORMAT ", by which the log was known, is gone.",
-					   partition->anchor.offset)));
+					   partition->now.state.anchor.offset)));
 	start_over(partition, bridge);
 }
 
@@ -334,13 +391,11 @@ gone(Partition *partition, Bridge *bridge)
 static void
 start_over(Partition *partition, Bridge *bridge)
 {
-	partition->next = partition->low;
-	partition->anchor.kind = ANCHOR_LOG_START;
-	partition->anchor.offset = partition->low;
-	partition->last.kind = ANCHOR_NONE;
+	begin_at(partition, partition->low);
+	partition->generation++;
+	partition->now.last.kind = ANCHOR_NONE;
 	partition->candidate.kind = ANCHOR_NONE;
-	partition->dirty = true;
-	partition->active = true;
+	partition->now.active = true;
 	partition->state = PARTITION_ANCHOR;	/* what is being read is none of it */
 	verified(partition, bridge);
 }
@@ -349,8 +404,8 @@ start_over(Partition *partition, Bridge *bridge)
 static void
 take_anchor(Partition *partition, Bridge *bridge, const BridgeRecord *record)
 {
-	LogAnchor	found = anchor_at(record);
-	const LogAnchor *anchor = &partition->anchor;
+	LogAnchor	found = partition_place(record);
+	const LogAnchor *anchor = &partition->now.state.anchor;
 
 	if (found.offset < anchor->offset)
 		return;
@@ -363,52 +418,18 @@ take_anchor(Partition *partition, Bridge *bridge, const BridgeRecord *record)
 		verified(partition, bridge);
 }
 
-/* What a record is known by: its place, its time and all that it says */
-static LogAnchor
-anchor_at(const BridgeRecord *record)
-{
-	LogAnchor	anchor = {ANCHOR_RECORD, record->offset, record->timestamp};
-	pg_crc32c	crc;
-
-	INIT_CRC32C(crc);
-	COMP_CRC32C(crc, &record->key_len, sizeof(record->key_len));
-	COMP_CRC32C(crc, record->key, record->key ? record->key_len : 0);
-	COMP_CRC32C(crc, &record->value_len, sizeof(record->value_len));
-	COMP_CRC32C(crc, record->value, record->value ? record->value_len : 0);
-	for (int i = 0; i < record->nheaders; i++)
-	{
-		const BridgeHeader *header = &record->headers[i];
-
-		COMP_CRC32C(crc, header->name, strlen(header->name) + 1);
-		COMP_CRC32C(crc, header->value, header->value ? header->len : 0);
-	}
-	FIN_CRC32C(crc);
-	anchor.checksum = crc;
-	return anchor;
-}
-
 /* ---------------------------------------------------------------------
  * Reading
  * --------------------------------------------------------------------- */
 
-static bool
+static PartitionNews
 take_record(Partition *partition, const BridgeRecord *record)
 {
-	if (record->offset < partition->next)
-		return false;
-	partition->last = anchor_at(record);
-
-	/*
-	 * Read from offset 0 on nothing can have been missed, whatever the log
-	 * was before, so the first record may be the anchor at once.
-	 */
-	if (partition->next == 0 && partition->anchor.kind == ANCHOR_LOG_START)
-		partition->anchor = partition->last;
-	partition->next = record->offset + 1;
+	if (record->offset < partition->read)
+		return PARTITION_NO_NEWS;
+	partition->read = record->offset + 1;
 	partition->failures = 0;
-	partition->active = true;
-	partition->dirty = true;
-	return true;
+	return PARTITION_NEW_RECORD;
 }
 
 /*
@@ -420,13 +441,13 @@ take_caught_up(Partition *partition, Bridge *bridge, int64 offset)
 {
 	if (partition->state == PARTITION_READING)
 		partition->failures = 0;
-	else if (offset > partition->anchor.offset)
+	else if (offset > partition->now.state.anchor.offset)
 		gone(partition, bridge);
 	else
 		unclear(partition, bridge, "The log ends before the record last applied.");
 }
 
-static void
+static PartitionNews
 take_error(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 {
 	int			delay;
@@ -434,15 +455,14 @@ take_error(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 	if (event->error_class == PARTITION_UNREADABLE)
 	{
 		if (partition->state == PARTITION_READING)
-			take_unreadable(partition, bridge, event);
-		else
-			unclear(partition, bridge, "The record last applied can't be read any more.");
-		return;
+			return take_unreadable(partition, bridge, event);
+		unclear(partition, bridge, "The record last applied can't be read any more.");
+		return PARTITION_NO_NEWS;
 	}
 
 	/* what passes by itself needs nothing, unless it was an answer */
 	if (event->error_class == PARTITION_RETRYING && event->tag != partition->watch_tag)
-		return;
+		return PARTITION_NO_NEWS;
 	delay = backoff_delay(++partition->failures, FAILURE_DELAY_MIN, FAILURE_DELAY_MAX);
 	if (event->error_class == PARTITION_RETRYING && partition->state == PARTITION_READING)
 	{
@@ -451,13 +471,17 @@ take_error(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 	}
 	else
 		partition_stop(partition, bridge, in_ms(delay));
+	return PARTITION_NO_NEWS;
 }
 
-/* Tried again a few times; then it counts as bad and reading goes on after it */
-static void
+/*
+ * Tried again a few times.  Then a result counts as bad, and reading goes on
+ * after it; a subscription is paused there.
+ */
+static PartitionNews
 take_unreadable(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 {
-	int64		offset = Max(event->offset, partition->next);
+	int64		offset = Max(event->offset, partition->read);
 
 	if (partition->unreadable_tries == 0 || partition->unreadable != offset)
 	{
@@ -467,16 +491,22 @@ take_unreadable(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 	if (++partition->unreadable_tries < TRIES)
 	{
 		partition_stop(partition, bridge, in_ms(TRY_DELAY));
-		return;
+		return PARTITION_NO_NEWS;
+	}
+	partition->unreadable_tries = 0;
+	if (partition->row.kind == READ_SUBSCRIPTION)
+	{
+		pause_partition(partition, bridge, offset,
+						"the record at offset " INT64_FORMAT " can't be read: %s",
+						offset, event->text);
+		return PARTITION_NO_NEWS;
 	}
 	ereport(WARNING,
 			(errmsg("could not read the record at offset " INT64_FORMAT
 					" of result topic \"%s\" partition %d: %s",
 					offset, partition->row.topic, partition->row.partition, event->text),
 			 errdetail("It is counted as bad and passed over.")));
-	partition->unreadable_tries = 0;
-	partition->counts.bad++;
-	partition->next = offset + 1;
-	partition->dirty = true;
-	read_from(partition, bridge, PARTITION_READING, partition->next);
+	partition->read = offset + 1;
+	read_from(partition, bridge, PARTITION_READING, partition->read);
+	return PARTITION_UNREADABLE_RECORD;
 }

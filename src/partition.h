@@ -16,25 +16,47 @@
 typedef enum PartitionState
 {
 	PARTITION_UNLOADED,			/* its row isn't read yet */
+	PARTITION_PAUSED,			/* until somebody changes its row */
 	PARTITION_WAITING,			/* for its time (due) to begin */
 	PARTITION_CHECKING,			/* for the watermarks, reading nothing */
 	PARTITION_ANCHOR,			/* for the record at the anchor */
-	PARTITION_READING			/* goes on from "next" */
+	PARTITION_READING			/* goes on from "read" */
 } PartitionState;
+
+/* Where to begin in a partition that was never read */
+typedef enum StartKind
+{
+	START_EARLIEST,
+	START_LATEST,
+	START_TIME
+} StartKind;
+
+typedef struct StartPosition
+{
+	StartKind	kind;
+	int64		time;			/* milliseconds since 1970 */
+} StartPosition;
+
+/* What the row is to become with the next transaction */
+typedef struct Progress
+{
+	bool		dirty;
+	bool		active;			/* some was applied since the last verification */
+	OffsetState state;
+	RecordCounts counts;
+	LogAnchor	last;			/* the last record applied */
+} Progress;
 
 typedef struct Partition
 {
 	PartitionState state;
+	StartPosition start;
 	OffsetRow	row;			/* as the database has it */
-
-	/* what the row is to become with the next transaction */
-	bool		dirty;
-	int64		next;			/* the first offset not read; -1: the log's start */
-	LogAnchor	anchor;
-	ResultCounts counts;
-
-	LogAnchor	last;			/* the last record read */
-	bool		active;			/* some was read since the last verification */
+	Progress	now;
+	Progress	remembered;		/* for a transaction that fails, as is the next */
+	OffsetRow	remembered_row;
+	int64		read;			/* the first offset not read */
+	uint32		generation;		/* what was read in an earlier one is void */
 
 	/* what was asked of the bridge */
 	uint32		tag;			/* of the reading, 0: none */
@@ -51,7 +73,15 @@ typedef struct Partition
 	int			unreadable_tries;
 } Partition;
 
-extern Partition *partition_make(const char *topic, int32 number);
+/* What an event means for the consumer */
+typedef enum PartitionNews
+{
+	PARTITION_NO_NEWS,
+	PARTITION_NEW_RECORD,		/* to be handled, then partition_applied */
+	PARTITION_UNREADABLE_RECORD /* at event->offset: to be passed over likewise */
+} PartitionNews;
+
+extern Partition *partition_make(const char *topic, int32 number, ReadKind kind);
 extern void partition_free(Partition *partition);
 
 /* Takes over its row, which store_offset_read has read: it may begin */
@@ -73,11 +103,25 @@ extern void partition_verify_soon(Partition *partition);
 extern void partition_serve(Partition *partition, Bridge *bridge, TimestampTz now,
 							TimestampTz *wake);
 
-/*
- * Takes an event with one of its tags.  True if it is a record that the
- * consumer has to handle, and save: the position is behind it already.
- */
-extern bool partition_event(Partition *partition, Bridge *bridge, const BridgeEvent *event);
+/* Takes an event with one of its tags */
+extern PartitionNews partition_event(Partition *partition, Bridge *bridge,
+									 const BridgeEvent *event);
+
+/* What a record is known by: its place, its time and all that it says */
+extern LogAnchor partition_place(const BridgeRecord *record);
+
+/* ---- within the transaction that applies what was read ---- */
+
+/* The record at that place was dealt with: the position is behind it */
+extern void partition_applied(Partition *partition, const LogAnchor *place);
+
+/* It was not: it is read again, and all that follows, after a while */
+extern void partition_retry(Partition *partition, Bridge *bridge, int64 offset,
+							int attempts, const char *error);
+
+/* Remembers its progress, and goes back to it when the transaction has failed */
+extern void partition_remember(Partition *partition);
+extern void partition_restore(Partition *partition);
 
 /* Its changes were committed */
 extern void partition_saved(Partition *partition);

@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
+#include "capture.h"
 #include "compat.h"
 
 static text *utf8_to_server(const char *utf8, int len);
@@ -24,18 +25,21 @@ Datum
 outbox_payload_text(PG_FUNCTION_ARGS)
 {
 	bytea	   *payload = PG_GETARG_BYTEA_PP(0);
-	const char *bytes = VARDATA_ANY(payload);
-	int			len = VARSIZE_ANY_EXHDR(payload);
-	text	   *shown;
+	text	   *shown = payload_text(VARDATA_ANY(payload), VARSIZE_ANY_EXHDR(payload));
 
-	if (!pg_verify_mbstr(PG_UTF8, bytes, len, true))
-		PG_RETURN_NULL();
-	if (GetDatabaseEncoding() == PG_UTF8 || GetDatabaseEncoding() == PG_SQL_ASCII)
-		PG_RETURN_TEXT_P(cstring_to_text_with_len(bytes, len));
-	shown = utf8_to_server(bytes, len);
 	if (shown == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(shown);
+}
+
+text *
+payload_text(const char *bytes, int len)
+{
+	if (!pg_verify_mbstr(PG_UTF8, bytes, len, true))
+		return NULL;
+	if (GetDatabaseEncoding() == PG_UTF8 || GetDatabaseEncoding() == PG_SQL_ASCII)
+		return cstring_to_text_with_len(bytes, len);
+	return utf8_to_server(bytes, len);
 }
 
 /* NULL if that can't be done without loss */

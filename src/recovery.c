@@ -16,8 +16,12 @@
 #include "utils/uuid.h"
 
 #include "log_scan.h"
+#include "owed_call.h"
 #include "recovery.h"
 #include "store.h"
+
+/* A message whose handler is owed a call is looked at again after so long */
+#define OWED_DELAY		(15 * USECS_PER_MINUTE)
 
 /* Rows of outbox.delayed, and of the log, that one step looks at */
 #define DELAYED_STEP	1000
@@ -118,7 +122,7 @@ verdicts_make(int max)
 	verdicts->again = palloc(max * sizeof(pg_uuid_t));
 	verdicts->dead = palloc(max * sizeof(pg_uuid_t));
 	verdicts->dead_errors = palloc(max * sizeof(char *));
-	verdicts->later = palloc(max * sizeof(Delayed));
+	verdicts->later = palloc(2 * max * sizeof(Delayed));
 	verdicts->done = palloc(max * sizeof(Delayed));
 	return verdicts;
 }
@@ -147,13 +151,46 @@ judge_sent(Verdicts *verdicts, const pg_uuid_t *id, const TopicConfig *config,
 	return true;
 }
 
+/*
+ * Leaves out of ids, and of errors if there are any, the messages whose result
+ * is known and waits for a handler; they are looked at again later.
+ */
+static int
+without_owed(Verdicts *verdicts, pg_uuid_t *ids, const char **errors, int n)
+{
+	char	   *outcomes = palloc(Max(n, 1));
+	int			kept = 0;
+
+	if (n == 0)
+		return 0;
+	owed_calls_find(ids, n, outcomes);
+	for (int i = 0; i < n; i++)
+	{
+		if (outcomes[i] != 0)
+		{
+			Delayed    *later = &verdicts->later[verdicts->nlater++];
+
+			later->due_at = GetCurrentTimestamp() + OWED_DELAY;
+			later->id = ids[i];
+			continue;
+		}
+		if (errors != NULL)
+			errors[kept] = errors[i];
+		ids[kept++] = ids[i];
+	}
+	return kept;
+}
+
 static void
-verdicts_write(const Verdicts *verdicts)
+verdicts_write(Verdicts *verdicts)
 {
 	StatusChange again = {.to = STATUS_NEW, .from = "S"};
 	StatusChange dead = {.to = STATUS_DEAD, .from = "S"};
 	int			changed;
 
+	verdicts->nagain = without_owed(verdicts, verdicts->again, NULL, verdicts->nagain);
+	verdicts->ndead = without_owed(verdicts, verdicts->dead, verdicts->dead_errors,
+								   verdicts->ndead);
 	store_change_status(verdicts->again, verdicts->nagain, &again, NULL);
 	dead.errors = verdicts->dead_errors;
 	changed = store_change_status(verdicts->dead, verdicts->ndead, &dead, NULL);
@@ -226,6 +263,17 @@ judge_due(Verdicts *verdicts, const Delayed *row, const MessageState *state, Tim
 	return false;
 }
 
+/* Its result is known and waits for a handler */
+static void
+look_again_later(Verdicts *verdicts, const Delayed *row)
+{
+	Delayed    *later = &verdicts->later[verdicts->nlater++];
+
+	later->due_at = GetCurrentTimestamp() + OWED_DELAY;
+	later->id = row->id;
+	verdicts->done[verdicts->ndone++] = *row;
+}
+
 /*
  * Deals with the due rows of outbox.delayed; true if there are more.
  *
@@ -243,6 +291,7 @@ step_delayed(const Sweep *sweep, TimestampTz now)
 	Verdicts   *verdicts = verdicts_make(Max(n, 1));
 	MessageState *states = palloc(Max(n, 1) * sizeof(MessageState));
 	pg_uuid_t  *ids = palloc(Max(n, 1) * sizeof(pg_uuid_t));
+	char	   *owed;
 
 	for (int i = 0; i < n; i++)
 	{
@@ -255,10 +304,15 @@ step_delayed(const Sweep *sweep, TimestampTz now)
 		}
 	}
 	store_read_states(ids, unique, states);
+	owed = palloc(Max(unique, 1));
+	if (unique > 0)
+		owed_calls_find(ids, unique, owed);
 	nready = 0;
 	for (int i = 0; i < unique; i++)
 	{
-		if (judge_due(verdicts, &rows[i], &states[i], now))
+		if (owed[i] != 0)
+			look_again_later(verdicts, &rows[i]);
+		else if (judge_due(verdicts, &rows[i], &states[i], now))
 			ready[nready++] = rows[i];
 	}
 	verdicts_write(verdicts);

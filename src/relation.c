@@ -13,11 +13,13 @@
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "nodes/pg_list.h"
 #include "storage/lmgr.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "outbox.h"
@@ -71,6 +73,20 @@ outbox_relation_oid(const char *name)
 				 errhint("Is the extension \"%s\" installed in this database?",
 						 OUTBOX_EXTENSION)));
 	return relid;
+}
+
+Oid
+outbox_type_oid(const char *name)
+{
+	Oid			namespace = get_namespace_oid(OUTBOX_SCHEMA, false);
+	Oid			type = GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
+									   CStringGetDatum(name), ObjectIdGetDatum(namespace));
+
+	if (!OidIsValid(type))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("type \"%s.%s\" does not exist", OUTBOX_SCHEMA, name)));
+	return type;
 }
 
 /* Sets rd_pkindex on the way */

@@ -16,6 +16,9 @@
 /* The table of that name in the schema outbox; raises undefined_table */
 extern Oid	outbox_relation_oid(const char *name);
 
+/* The type of that name in the schema outbox; raises undefined_object */
+extern Oid	outbox_type_oid(const char *name);
+
 /* A table of the extension, with its primary key, both open */
 typedef struct OpenTable
 {

@@ -7,6 +7,10 @@
  * first of them that counts for the message takes effect, if none did before,
  * and the others are compared with what the message has become.
  *
+ * Where the outcome has a handler, message by message, in the order of arrival,
+ * each with its call.  If the handler fails, the result is known all the same:
+ * it waits in outbox.handler_call and takes effect with the next call.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -18,6 +22,9 @@
 #include "utils/array.h"
 #include "utils/uuid.h"
 
+#include "outcome_handler.h"
+#include "owed_call.h"
+#include "relation.h"
 #include "result_apply.h"
 #include "result_route.h"
 #include "store.h"
@@ -26,13 +33,21 @@
 typedef struct ResultGroup
 {
 	pg_uuid_t	id;
-	ReceivedResult **results;	/* in the order of arrival */
+	Received **results;	/* in the order of arrival */
 	int			nresults;
-	ReceivedResult *effective;	/* the one to apply; NULL: none */
-	bool		applied;
+	Received   *effective;		/* the one to apply; NULL: none */
+	OutcomeHandler *handler;	/* to be called with it, NULL: none */
+	bool		applied;		/* or will be, with a call that is owed */
 } ResultGroup;
 
-static ResultGroup *make_groups(ReceivedResult *results, int n, int *ngroups);
+static ResultGroup *make_groups(Received *received, int n, int *ngroups);
+static void find_owed(const ResultGroup *groups, int ngroups, MessageState *states);
+static void choose_handlers(ResultGroup *groups, int ngroups, const MessageState *states,
+							int *ncalls);
+static void call_handlers(ResultGroup *groups, int ngroups, int ncalls, bool alone,
+						  int *confirmed, int *failed);
+static void owe_call(ResultGroup *group, const char *trouble);
+static void call_handler(ResultGroup *group, bool alone, int *confirmed, int *failed);
 static void read_states(const ResultGroup *groups, int ngroups, MessageState *states);
 static bool choose_effective(ResultGroup *groups, int ngroups, const MessageState *states);
 static void lock_messages(const ResultGroup *groups, int ngroups);
@@ -40,38 +55,55 @@ static int	lock_in_segment(int segment, const pg_uuid_t *ids, int n);
 static int	change_messages(ResultGroup *groups, int ngroups, MessageStatus to);
 static void read_again(const ResultGroup *groups, int ngroups, MessageState *states);
 static void count_group(const ResultGroup *group, const MessageState *state);
-static bool counts_for(const ReceivedResult *received, const MessageState *state);
+static bool counts_for(const Received *received, const MessageState *state);
 static char *to_database_encoding(const char *utf8);
 
 void
-results_apply(ReceivedResult *results, int n, int *confirmed, int *failed)
+results_apply(Received *received, int n, bool alone, int *confirmed, int *failed)
 {
 	int			ngroups;
-	ResultGroup	   *groups = make_groups(results, n, &ngroups);
+	int			ncalls = 0;
+	ResultGroup *groups = make_groups(received, n, &ngroups);
 	MessageState *states = palloc0(Max(ngroups, 1) * sizeof(MessageState));
+	bool		mixed;
 
 	read_states(groups, ngroups, states);
+	if (outcome_handlers_exist())
+		find_owed(groups, ngroups, states);
+	mixed = choose_effective(groups, ngroups, states);
+	if (outcome_handlers_exist())
+		choose_handlers(groups, ngroups, states, &ncalls);
 
 	/*
 	 * A statement locks messages in the order of their ids, as the
-	 * publisher's marks do.  Two statements after each other would not.
+	 * publisher's marks do.  Several statements after each other would not.
 	 */
-	if (choose_effective(groups, ngroups, states))
+	if (mixed || ncalls > 0)
 		lock_messages(groups, ngroups);
 	*confirmed += change_messages(groups, ngroups, STATUS_CONFIRMED);
 	*failed += change_messages(groups, ngroups, STATUS_FAILED);
+	if (ncalls > 0)
+		call_handlers(groups, ngroups, ncalls, alone, confirmed, failed);
 
 	read_again(groups, ngroups, states);
 	for (int i = 0; i < ngroups; i++)
 		count_group(&groups[i], &states[i]);
+	for (int i = 0; i < n; i++)
+	{
+		if (received_is_void(&received[i]))
+			continue;
+		if (received[i].problem != NULL)
+			received[i].partition->now.counts.bad++;
+		partition_applied(received[i].partition, &received[i].place);
+	}
 }
 
 /* By message, then by arrival, which is the order in the array */
 static int
 compare_received(const void *a, const void *b)
 {
-	const ReceivedResult *left = *(ReceivedResult *const *) a;
-	const ReceivedResult *right = *(ReceivedResult *const *) b;
+	const Received *left = *(Received *const *) a;
+	const Received *right = *(Received *const *) b;
 	int			order = memcmp(&left->result.id, &right->result.id, UUID_LEN);
 
 	if (order != 0)
@@ -80,18 +112,22 @@ compare_received(const void *a, const void *b)
 }
 
 static ResultGroup *
-make_groups(ReceivedResult *results, int n, int *ngroups)
+make_groups(Received *received, int n, int *ngroups)
 {
-	ReceivedResult **sorted = palloc(Max(n, 1) * sizeof(ReceivedResult *));
-	ResultGroup	   *groups = palloc0(Max(n, 1) * sizeof(ResultGroup));
-	ResultGroup	   *group = NULL;
+	Received  **sorted = palloc(Max(n, 1) * sizeof(Received *));
+	ResultGroup *groups = palloc0(Max(n, 1) * sizeof(ResultGroup));
+	ResultGroup *group = NULL;
+	int			nsorted = 0;
 
 	for (int i = 0; i < n; i++)
-		sorted[i] = &results[i];
-	qsort(sorted, n, sizeof(ReceivedResult *), compare_received);
+	{
+		if (received[i].problem == NULL && !received_is_void(&received[i]))
+			sorted[nsorted++] = &received[i];
+	}
+	qsort(sorted, nsorted, sizeof(Received *), compare_received);
 
 	*ngroups = 0;
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < nsorted; i++)
 	{
 		if (group == NULL ||
 			memcmp(&group->id, &sorted[i]->result.id, UUID_LEN) != 0)
@@ -141,10 +177,10 @@ is_final(MessageStatus status)
 
 /* Does the result count for its message at all? */
 static bool
-counts_for(const ReceivedResult *received, const MessageState *state)
+counts_for(const Received *received, const MessageState *state)
 {
 	return state->found &&
-		route_counts(state->topic, received->topic, &received->result.id);
+		route_counts(state->topic, received->partition->row.topic, &received->result.id);
 }
 
 /* True if there are both kinds of outcome among the effective results */
@@ -156,7 +192,7 @@ choose_effective(ResultGroup *groups, int ngroups, const MessageState *states)
 
 	for (int i = 0; i < ngroups; i++)
 	{
-		ResultGroup	   *group = &groups[i];
+		ResultGroup *group = &groups[i];
 
 		if (!states[i].found || is_final(states[i].status))
 			continue;
@@ -234,7 +270,8 @@ change_messages(ResultGroup *groups, int ngroups, MessageStatus to)
 	{
 		const MessageResult *result;
 
-		if (groups[i].effective == NULL || groups[i].effective->result.outcome != to)
+		if (groups[i].effective == NULL || groups[i].handler != NULL ||
+			groups[i].effective->result.outcome != to)
 			continue;
 		result = &groups[i].effective->result;
 		ids[n] = groups[i].id;
@@ -252,7 +289,8 @@ change_messages(ResultGroup *groups, int ngroups, MessageStatus to)
 	n = 0;
 	for (int i = 0; i < ngroups; i++)
 	{
-		if (groups[i].effective != NULL && groups[i].effective->result.outcome == to)
+		if (groups[i].effective != NULL && groups[i].handler == NULL &&
+			groups[i].effective->result.outcome == to)
 			groups[i].applied = hit[n++];
 	}
 	return changed;
@@ -281,17 +319,148 @@ count_group(const ResultGroup *group, const MessageState *state)
 
 	for (int i = 0; i < group->nresults; i++)
 	{
-		ReceivedResult *received = group->results[i];
+		Received   *received = group->results[i];
+		RecordCounts *counts = &received->partition->now.counts;
 
 		if (group->applied && received == group->effective)
-			received->counts->applied++;
+			counts->applied++;
 		else if (!counts_for(received, state))
-			received->counts->unknown++;
+			counts->unknown++;
 		else if (received->result.outcome == status)
-			received->counts->repeated++;
+			counts->repeated++;
 		else
-			received->counts->contrary++;
+			counts->contrary++;
 	}
+}
+
+/* ---------------------------------------------------------------------
+ * Handlers
+ * --------------------------------------------------------------------- */
+
+/* A result that waits for its handler is as good as applied */
+static void
+find_owed(const ResultGroup *groups, int ngroups, MessageState *states)
+{
+	pg_uuid_t  *ids = palloc(Max(ngroups, 1) * sizeof(pg_uuid_t));
+	char	   *outcomes = palloc(Max(ngroups, 1));
+
+	for (int i = 0; i < ngroups; i++)
+		ids[i] = groups[i].id;
+	owed_calls_find(ids, ngroups, outcomes);
+	for (int i = 0; i < ngroups; i++)
+	{
+		if (outcomes[i] != 0 && states[i].found)
+			states[i].status = outcomes[i];
+	}
+}
+
+static void
+choose_handlers(ResultGroup *groups, int ngroups, const MessageState *states, int *ncalls)
+{
+	*ncalls = 0;
+	for (int i = 0; i < ngroups; i++)
+	{
+		if (groups[i].effective == NULL)
+			continue;
+		groups[i].handler = outcome_handler_find(states[i].topic,
+												 groups[i].effective->result.outcome);
+		if (groups[i].handler != NULL)
+			(*ncalls)++;
+	}
+}
+
+static int
+compare_arrival(const void *a, const void *b)
+{
+	const Received *left = (*(ResultGroup *const *) a)->effective;
+	const Received *right = (*(ResultGroup *const *) b)->effective;
+
+	return left < right ? -1 : left > right;
+}
+
+/* The batch was cut so that all are of one role */
+static void
+call_handlers(ResultGroup *groups, int ngroups, int ncalls, bool alone,
+			  int *confirmed, int *failed)
+{
+	ResultGroup **calls = palloc(ncalls * sizeof(ResultGroup *));
+	const Handler *any = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < ngroups; i++)
+	{
+		if (groups[i].handler != NULL)
+			calls[n++] = &groups[i];
+	}
+	qsort(calls, ncalls, sizeof(ResultGroup *), compare_arrival);
+	for (int i = 0; i < ncalls; i++)
+	{
+		Handler    *handler = &calls[i]->handler->handler;
+		const char *trouble = handler_resolve(handler, outbox_type_oid("message"));
+
+		if (trouble != NULL)
+		{
+			owe_call(calls[i], trouble);
+			continue;
+		}
+		if (any == NULL)
+			handler_scope_begin(handler);
+		any = handler;
+		call_handler(calls[i], alone, confirmed, failed);
+	}
+	if (any == NULL)
+		return;
+	if (!alone)
+		handler_fire_deferred(any);
+	handler_scope_end();
+}
+
+static OutcomeCall
+make_outcome_call(const ResultGroup *group, bool alone)
+{
+	const MessageResult *result = &group->effective->result;
+	OutcomeCall call = {.handler = group->handler,.id = group->id,.change = true,
+	.alone = alone};
+
+	call.result = to_database_encoding(result->value);
+	call.error = result->error ? to_database_encoding(result->error) : NULL;
+	return call;
+}
+
+static void
+call_handler(ResultGroup *group, bool alone, int *confirmed, int *failed)
+{
+	OutcomeCall call = make_outcome_call(group, alone);
+	HandlerOutcome outcome;
+
+	outcome_call(&call, &outcome);
+	group->applied = !call.was_final || outcome.verdict != HANDLER_DONE;
+	if (outcome.verdict != HANDLER_DONE)
+	{
+		int			level = worker_settings_begin();
+
+		owed_call_add(&call, group->handler->topic, &outcome);
+		worker_settings_end(level);
+	}
+	else if (call.was_final)
+		return;
+	else if (group->handler->outcome == STATUS_CONFIRMED)
+		(*confirmed)++;
+	else
+		(*failed)++;
+}
+
+/* The handler can't be called now */
+static void
+owe_call(ResultGroup *group, const char *trouble)
+{
+	OutcomeCall call = make_outcome_call(group, true);
+	HandlerOutcome outcome = {.error = trouble};
+
+	strlcpy(outcome.sqlstate, unpack_sql_state(ERRCODE_UNDEFINED_FUNCTION),
+			sizeof(outcome.sqlstate));
+	owed_call_add(&call, group->handler->topic, &outcome);
+	group->applied = true;
 }
 
 /*

@@ -8,23 +8,18 @@
 #ifndef OUTBOX_RESULT_APPLY_H
 #define OUTBOX_RESULT_APPLY_H
 
-#include "result.h"
-#include "store_offset.h"
-
-/* A result as it arrived */
-typedef struct ReceivedResult
-{
-	MessageResult result;
-	const char *topic;			/* that it came on */
-	ResultCounts *counts;		/* of its partition */
-} ReceivedResult;
+#include "received.h"
 
 /*
- * Applies results, in the order of their arrival, and counts in each one's
- * counts what became of it.  Adds up the messages that were confirmed and
- * failed.  Called in a transaction that worker_begin began, with the offset
- * rows locked.
+ * Applies results, in the order of their arrival, counts in each one's
+ * partition what became of it, and moves that on.  Adds up the messages that
+ * were confirmed and failed.  Called in a transaction that worker_begin began,
+ * with the offset rows locked.
+ *
+ * alone: there is but one, and its handler answers for what it left to the end
+ * of the transaction; see subscribed.h.
  */
-extern void results_apply(ReceivedResult *results, int n, int *confirmed, int *failed);
+extern void results_apply(Received *received, int n, bool alone,
+						  int *confirmed, int *failed);
 
 #endif							/* OUTBOX_RESULT_APPLY_H */

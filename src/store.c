@@ -22,6 +22,7 @@
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
+#include "owed_call.h"
 #include "store.h"
 
 PG_FUNCTION_INFO_V1(outbox_change_status);
@@ -323,6 +324,8 @@ store_change_status(const pg_uuid_t *ids, int n, const StatusChange *change, boo
 			done += change_kept(ids + start, end - start, &part, hit + start);
 		total += done;
 	}
+	if (change->to == STATUS_DEAD && total > 0)
+		owed_calls_for_dead(ids, hit, n);
 	if (changed != NULL)
 		memcpy(changed, hit, n * sizeof(bool));
 	pfree(hit);

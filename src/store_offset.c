@@ -19,37 +19,67 @@
 #include "store_offset.h"
 
 #define ROW_COLUMNS \
-	"ctid, next_offset, anchor_offset, anchor_timestamp, anchor_checksum"
+	"ctid, next_offset, anchor_offset, anchor_timestamp, anchor_checksum," \
+	" paused, retry_attempts, retry_at, retry_error"
 
-static const Oid key_types[] = {TEXTOID, INT4OID, TIDOID};
+#define KEY_CONDITION	"topic = $1 AND partition = $2 AND kind = $3"
+
+/* Of a statement's first parameters, and of the next */
+#define NKEYS	4
+#define NSTATES 8
+
+#define KEY_TYPES	TEXTOID, INT4OID, CHAROID, TIDOID
+#define STATE_TYPES	INT8OID, INT8OID, INT8OID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID
+
+static Datum
+get_column(int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, isnull);
+}
 
 static int64
 get_int64(int column, bool *isnull)
 {
-	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-									  column, isnull);
+	Datum		value = get_column(column, isnull);
 
 	return *isnull ? 0 : DatumGetInt64(value);
+}
+
+static void
+get_text(int column, char *buffer)
+{
+	bool		isnull;
+	Datum		value = get_column(column, &isnull);
+
+	buffer[0] = '\0';
+	if (!isnull)
+		text_to_cstring_buffer(DatumGetTextPP(value), buffer, OFFSET_TEXT_LEN);
 }
 
 /* Takes over the row that ROW_COLUMNS of a query returned */
 static void
 take_row(OffsetRow *row)
 {
+	OffsetState *state = &row->state;
 	bool		isnull;
 	bool		no_offset;
 	bool		no_record;
+	bool		no_retry;
 
 	row->exists = true;
-	row->ctid = *(ItemPointer) DatumGetPointer(SPI_getbinval(SPI_tuptable->vals[0],
-															 SPI_tuptable->tupdesc,
-															 1, &isnull));
-	row->next_offset = get_int64(2, &isnull);
-	row->anchor.offset = get_int64(3, &no_offset);
-	row->anchor.timestamp = get_int64(4, &no_record);
-	row->anchor.checksum = get_int64(5, &isnull);
-	row->anchor.kind = no_offset ? ANCHOR_NONE :
+	row->ctid = *(ItemPointer) DatumGetPointer(get_column(1, &isnull));
+	state->next = get_int64(2, &isnull);
+	state->anchor.offset = get_int64(3, &no_offset);
+	state->anchor.timestamp = get_int64(4, &no_record);
+	state->anchor.checksum = get_int64(5, &isnull);
+	state->anchor.kind = no_offset ? ANCHOR_NONE :
 		no_record ? ANCHOR_LOG_START : ANCHOR_RECORD;
+	get_text(6, state->paused);
+	state->retry_attempts = DatumGetInt32(get_column(7, &no_retry));
+	if (no_retry)
+		state->retry_attempts = 0;
+	state->retry_at = get_int64(8, &isnull);
+	get_text(9, state->retry_error);
 	SPI_freetuptable(SPI_tuptable);
 }
 
@@ -58,106 +88,123 @@ key_values(const OffsetRow *row, Datum *values)
 {
 	values[0] = CStringGetTextDatum(row->topic);
 	values[1] = Int32GetDatum(row->partition);
-	values[2] = PointerGetDatum(&row->ctid);
+	values[2] = CharGetDatum(row->kind);
+	values[3] = PointerGetDatum(&row->ctid);
 }
 
 void
 store_offset_read(OffsetRow *row)
 {
-	Datum		values[3];
+	static const Oid types[] = {KEY_TYPES};
+	Datum		values[NKEYS];
 
 	key_values(row, values);
 	row->exists = false;
 	if (store_execute("SELECT " ROW_COLUMNS " FROM outbox.consumer_offset"
-					  " WHERE topic = $1 AND partition = $2",
-					  2, key_types, values, NULL) > 0)
+					  " WHERE " KEY_CONDITION, NKEYS - 1, types, values, NULL) > 0)
 		take_row(row);
 }
 
-/* The columns that next_offset and anchor go to */
+/* The columns that a state goes to */
 static void
-position_values(int64 next_offset, const LogAnchor *anchor, Datum *values, char *nulls)
+state_values(const OffsetState *state, Datum *values, char *nulls)
 {
-	values[0] = Int64GetDatum(next_offset);
+	const LogAnchor *anchor = &state->anchor;
+	bool		retry = state->retry_attempts > 0;
+
+	values[0] = Int64GetDatum(state->next);
 	values[1] = Int64GetDatum(anchor->offset);
 	values[2] = Int64GetDatum(anchor->timestamp);
 	values[3] = Int64GetDatum(anchor->checksum);
+	values[4] = CStringGetTextDatum(state->paused);
+	values[5] = Int32GetDatum(state->retry_attempts);
+	values[6] = TimestampTzGetDatum(state->retry_at);
+	values[7] = CStringGetTextDatum(state->retry_error);
 	nulls[0] = ' ';
 	nulls[1] = anchor->kind == ANCHOR_NONE ? 'n' : ' ';
 	nulls[2] = nulls[3] = anchor->kind == ANCHOR_RECORD ? ' ' : 'n';
+	nulls[4] = state->paused[0] ? ' ' : 'n';
+	nulls[5] = nulls[6] = nulls[7] = retry ? ' ' : 'n';
 }
 
 static bool
-make_row(OffsetRow *row, int64 next_offset, const LogAnchor *anchor)
+make_row(OffsetRow *row, const OffsetState *state)
 {
-	static const Oid types[] = {TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID};
-	Datum		values[6];
-	char		nulls[6] = {' ', ' '};
+	static const Oid types[] = {KEY_TYPES, STATE_TYPES};
+	Datum		values[NKEYS + NSTATES];
+	char		nulls[NKEYS + NSTATES];
 
-	values[0] = CStringGetTextDatum(row->topic);
-	values[1] = Int32GetDatum(row->partition);
-	position_values(next_offset, anchor, values + 2, nulls + 2);
-	if (store_execute("INSERT INTO outbox.consumer_offset (topic, partition, next_offset,"
-					  "  anchor_offset, anchor_timestamp, anchor_checksum, updated_at)"
-					  " VALUES ($1, $2, $3, $4, $5, $6, pg_catalog.clock_timestamp())"
+	memset(nulls, ' ', sizeof(nulls));
+	key_values(row, values);
+	state_values(state, values + NKEYS, nulls + NKEYS);
+	if (store_execute("INSERT INTO outbox.consumer_offset (topic, partition, kind, next_offset,"
+					  "  anchor_offset, anchor_timestamp, anchor_checksum,"
+					  "  paused, retry_attempts, retry_at, retry_error, updated_at)"
+					  " VALUES ($1, $2, $3, $5, $6, $7, $8, $9, $10, $11, $12,"
+					  "  pg_catalog.clock_timestamp())"
 					  " ON CONFLICT DO NOTHING RETURNING " ROW_COLUMNS,
-					  6, types, values, nulls) == 0)
+					  NKEYS + NSTATES, types, values, nulls) == 0)
 		return false;
 	take_row(row);
 	return true;
 }
 
 bool
-store_offset_lock(OffsetRow *row, int64 next_offset, const LogAnchor *anchor)
+store_offset_lock(OffsetRow *row, const OffsetState *state)
 {
+	static const Oid types[] = {KEY_TYPES};
 	OffsetRow	now = *row;
-	Datum		values[3];
+	Datum		values[NKEYS];
 
 	if (!row->exists)
-		return make_row(row, next_offset, anchor);
+		return make_row(row, state);
 
 	key_values(row, values);
 	if (store_execute("SELECT " ROW_COLUMNS " FROM outbox.consumer_offset"
-					  " WHERE topic = $1 AND partition = $2 AND ctid = $3"
-					  " FOR NO KEY UPDATE",
-					  3, key_types, values, NULL) == 0 &&
+					  " WHERE " KEY_CONDITION " AND ctid = $4 FOR NO KEY UPDATE",
+					  NKEYS, types, values, NULL) == 0 &&
 		store_execute("SELECT " ROW_COLUMNS " FROM outbox.consumer_offset"
-					  " WHERE topic = $1 AND partition = $2 FOR NO KEY UPDATE",
-					  2, key_types, values, NULL) == 0)
+					  " WHERE " KEY_CONDITION " FOR NO KEY UPDATE",
+					  NKEYS - 1, types, values, NULL) == 0)
 		return false;
 	take_row(&now);
-	if (now.next_offset != row->next_offset)
+	if (now.state.next != row->state.next ||
+		strcmp(now.state.paused, row->state.paused) != 0)
 		return false;
 	row->ctid = now.ctid;
 	return true;
 }
 
 void
-store_offset_save(OffsetRow *row, int64 next_offset, const LogAnchor *anchor,
-				  const ResultCounts *counts)
+store_offset_save(OffsetRow *row, const OffsetState *state, const RecordCounts *counts)
 {
-	static const Oid types[] = {TEXTOID, INT4OID, TIDOID, INT8OID, INT8OID, INT8OID,
-	INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID};
-	Datum		values[13];
-	char		nulls[13];
+	static const Oid types[] = {KEY_TYPES, STATE_TYPES, INT8OID, INT8OID, INT8OID,
+	INT8OID, INT8OID, INT8OID, INT8OID, INT8OID};
+	Datum		values[NKEYS + NSTATES + 8];
+	char		nulls[NKEYS + NSTATES + 8];
+	Datum	   *count = values + NKEYS + NSTATES;
 
 	memset(nulls, ' ', sizeof(nulls));
 	key_values(row, values);
-	position_values(next_offset, anchor, values + 3, nulls + 3);
-	values[7] = Int64GetDatum(counts->applied);
-	values[8] = Int64GetDatum(counts->repeated);
-	values[9] = Int64GetDatum(counts->contrary);
-	values[10] = Int64GetDatum(counts->unknown);
-	values[11] = Int64GetDatum(counts->bad);
-	values[12] = Int64GetDatum(counts->lost);
-	if (store_execute("UPDATE outbox.consumer_offset SET next_offset = $4,"
-					  " anchor_offset = $5, anchor_timestamp = $6, anchor_checksum = $7,"
-					  " applied = applied + $8, repeated = repeated + $9,"
-					  " contrary = contrary + $10, unknown = unknown + $11,"
-					  " bad = bad + $12, lost = lost + $13,"
+	state_values(state, values + NKEYS, nulls + NKEYS);
+	count[0] = Int64GetDatum(counts->applied);
+	count[1] = Int64GetDatum(counts->failed);
+	count[2] = Int64GetDatum(counts->dead);
+	count[3] = Int64GetDatum(counts->repeated);
+	count[4] = Int64GetDatum(counts->contrary);
+	count[5] = Int64GetDatum(counts->unknown);
+	count[6] = Int64GetDatum(counts->bad);
+	count[7] = Int64GetDatum(counts->lost);
+	if (store_execute("UPDATE outbox.consumer_offset SET next_offset = $5,"
+					  " anchor_offset = $6, anchor_timestamp = $7, anchor_checksum = $8,"
+					  " paused = $9, retry_attempts = $10, retry_at = $11, retry_error = $12,"
+					  " applied = applied + $13, failed = failed + $14, dead = dead + $15,"
+					  " repeated = repeated + $16, contrary = contrary + $17,"
+					  " unknown = unknown + $18, bad = bad + $19, lost = lost + $20,"
 					  " updated_at = pg_catalog.clock_timestamp()"
-					  " WHERE topic = $1 AND partition = $2 AND ctid = $3"
-					  " RETURNING " ROW_COLUMNS, 13, types, values, nulls) != 1)
+					  " WHERE " KEY_CONDITION " AND ctid = $4"
+					  " RETURNING " ROW_COLUMNS,
+					  lengthof(types), types, values, nulls) != 1)
 		elog(ERROR, "the position of topic \"%s\" partition %d is gone",
 			 row->topic, row->partition);
 	take_row(row);

@@ -11,6 +11,17 @@
 #define OUTBOX_STORE_OFFSET_H
 
 #include "storage/itemptr.h"
+#include "utils/timestamp.h"
+
+/* Longer texts are cut */
+#define OFFSET_TEXT_LEN		512
+
+/* What a partition is read for; outbox.consumer_offset.kind */
+typedef enum ReadKind
+{
+	READ_RESULTS = 'r',
+	READ_SUBSCRIPTION = 's'
+} ReadKind;
 
 typedef enum AnchorKind
 {
@@ -28,38 +39,53 @@ typedef struct LogAnchor
 	int64		checksum;
 } LogAnchor;
 
+/* Where the reading of a partition stands */
+typedef struct OffsetState
+{
+	int64		next;			/* the first offset not applied; -1: the log's start */
+	LogAnchor	anchor;
+	char		paused[OFFSET_TEXT_LEN];	/* why nothing is read; "" if it is */
+
+	/* the record at "next" failed so often, and is tried again then */
+	int			retry_attempts; /* 0: it didn't */
+	TimestampTz retry_at;
+	char		retry_error[OFFSET_TEXT_LEN];
+} OffsetState;
+
 typedef struct OffsetRow
 {
 	const char *topic;
 	int32		partition;
+	ReadKind	kind;
 	bool		exists;			/* if not, the rest means nothing */
 	ItemPointerData ctid;
-	int64		next_offset;
-	LogAnchor	anchor;
+	OffsetState state;
 } OffsetRow;
 
 /* What the records of a partition did */
-typedef struct ResultCounts
+typedef struct RecordCounts
 {
 	int64		applied;
+	int64		failed;
+	int64		dead;
 	int64		repeated;
 	int64		contrary;
 	int64		unknown;
 	int64		bad;
 	int64		lost;
-} ResultCounts;
+} RecordCounts;
 
-/* Reads the row of row->topic and row->partition */
+/* Reads the row of row->topic, row->partition and row->kind */
 extern void store_offset_read(OffsetRow *row);
 
 /*
- * Locks a row, or makes it with the given position if there was none.  False
- * if it isn't any more as it was read: somebody else changed it.
+ * Locks a row, or makes it with the given state if there was none.  False if
+ * it isn't any more as it was read: somebody else changed it.
  */
-extern bool store_offset_lock(OffsetRow *row, int64 next_offset, const LogAnchor *anchor);
+extern bool store_offset_lock(OffsetRow *row, const OffsetState *state);
 
 /* Changes a locked row; counts are added */
-extern void store_offset_save(OffsetRow *row, int64 next_offset, const LogAnchor *anchor,
-							  const ResultCounts *counts);
+extern void store_offset_save(OffsetRow *row, const OffsetState *state,
+							  const RecordCounts *counts);
 
 #endif							/* OUTBOX_STORE_OFFSET_H */

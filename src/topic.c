@@ -35,10 +35,11 @@ enum
 	Anum_grant_privilege
 };
 
-/* What this session knows of a role's right to send to a topic */
+/* What this session knows of a role's right to send or subscribe to a topic */
 typedef struct GrantKey
 {
 	Oid			role;
+	bool		subscribe;
 	char		topic[OUTBOX_TOPIC_LEN + 1];
 } GrantKey;
 
@@ -46,7 +47,7 @@ typedef struct GrantEntry
 {
 	GrantKey	key;
 	uint64		generation;		/* the answer holds while it is the current one */
-	bool		may_send;
+	bool		allowed;
 } GrantEntry;
 
 /* Beyond this many answers a session forgets them and starts again */
@@ -59,10 +60,12 @@ static Oid	grant_table = InvalidOid;
 
 static void grants_relation_invalidated(Datum arg, Oid relid);
 static void grants_syscache_invalidated(Datum arg, int cacheid, uint32 hashvalue);
-static GrantEntry *grant_cache_enter(const char *topic, Oid role);
+static GrantEntry *grant_cache_enter(const char *topic, Oid role, bool subscribe);
 static bool pattern_matches(const char *pattern, const char *topic);
-static bool grant_applies(TupleTableSlot *slot, const char *topic, Oid role);
-static bool grants_allow(const char *topic, Oid role);
+static bool grant_applies(TupleTableSlot *slot, const char *topic, Oid role,
+						  bool subscribe);
+static bool grants_allow(const char *topic, Oid role, bool subscribe);
+static bool topic_allows(const char *topic, Oid role, bool subscribe);
 
 /* ---------------------------------------------------------------------
  * Names
@@ -141,7 +144,7 @@ grants_syscache_invalidated(Datum arg, int cacheid, uint32 hashvalue)
 
 /* A new entry is of no generation */
 static GrantEntry *
-grant_cache_enter(const char *topic, Oid role)
+grant_cache_enter(const char *topic, Oid role, bool subscribe)
 {
 	GrantEntry *entry;
 	GrantKey	key;
@@ -165,6 +168,7 @@ grant_cache_enter(const char *topic, Oid role)
 
 	memset(&key, 0, sizeof(key));
 	key.role = role;
+	key.subscribe = subscribe;
 	strlcpy(key.topic, topic, sizeof(key.topic));
 	entry = hash_search(grant_cache, &key, HASH_ENTER, &found);
 	if (!found)
@@ -184,7 +188,7 @@ pattern_matches(const char *pattern, const char *topic)
 }
 
 static bool
-grant_applies(TupleTableSlot *slot, const char *topic, Oid role)
+grant_applies(TupleTableSlot *slot, const char *topic, Oid role, bool subscribe)
 {
 	bool		isnull;			/* the columns are NOT NULL */
 	char	   *pattern = TextDatumGetCString(slot_getattr(slot, Anum_grant_pattern, &isnull));
@@ -192,7 +196,7 @@ grant_applies(TupleTableSlot *slot, const char *topic, Oid role)
 	char	   *privilege = TextDatumGetCString(slot_getattr(slot, Anum_grant_privilege, &isnull));
 	Oid			grantee_oid;
 
-	if (strcmp(privilege, "send") != 0 || !pattern_matches(pattern, topic))
+	if (strcmp(privilege, subscribe ? "subscribe" : "send") != 0 || !pattern_matches(pattern, topic))
 		return false;
 	grantee_oid = get_role_oid(grantee, true);
 	return OidIsValid(grantee_oid) && has_privs_of_role(role, grantee_oid);
@@ -204,7 +208,7 @@ grant_applies(TupleTableSlot *slot, const char *topic, Oid role)
  * not be allowed to read the table.
  */
 static bool
-grants_allow(const char *topic, Oid role)
+grants_allow(const char *topic, Oid role, bool subscribe)
 {
 	Relation	table = table_open(outbox_relation_oid("topic_grant"), AccessShareLock);
 	TupleTableSlot *slot = table_slot_create(table, NULL);
@@ -218,7 +222,7 @@ grants_allow(const char *topic, Oid role)
 	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	scan = table_beginscan(table, snapshot, 0, NULL);
 	while (!found && table_scan_getnextslot(scan, ForwardScanDirection, slot))
-		found = grant_applies(slot, topic, role);
+		found = grant_applies(slot, topic, role, subscribe);
 	table_endscan(scan);
 	UnregisterSnapshot(snapshot);
 	ExecDropSingleTupleTableSlot(slot);
@@ -230,23 +234,35 @@ grants_allow(const char *topic, Oid role)
  * If news of a change comes while the grants are being read, the answer is
  * entered under a generation that is gone already, and not used again.
  */
-bool
-topic_may_send(const char *topic, Oid role)
+static bool
+topic_allows(const char *topic, Oid role, bool subscribe)
 {
 	GrantEntry *entry;
 	uint64		generation = topic_grants_generation;
-	bool		may_send;
+	bool		allowed;
 
-	entry = grant_cache_enter(topic, role);
+	entry = grant_cache_enter(topic, role, subscribe);
 	if (entry->generation == generation)
-		return entry->may_send;
+		return entry->allowed;
 
-	may_send = superuser_arg(role) || grants_allow(topic, role);
+	allowed = superuser_arg(role) || grants_allow(topic, role, subscribe);
 
-	entry = grant_cache_enter(topic, role);
-	entry->may_send = may_send;
+	entry = grant_cache_enter(topic, role, subscribe);
+	entry->allowed = allowed;
 	entry->generation = generation;
-	return may_send;
+	return allowed;
+}
+
+bool
+topic_may_send(const char *topic, Oid role)
+{
+	return topic_allows(topic, role, false);
+}
+
+bool
+topic_may_subscribe(const char *topic, Oid role)
+{
+	return topic_allows(topic, role, true);
 }
 
 void

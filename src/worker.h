@@ -46,6 +46,12 @@ extern PGDLLEXPORT void outbox_worker_main(Datum arg);
  */
 extern bool worker_begin(Worker *worker);
 
+/*
+ * Within a nest level of settings: those that are a worker's own get the
+ * values they would have in any session of this database.
+ */
+extern void worker_settings_reset(void);
+
 /* Commits it, as synchronously as the local disk allows */
 extern void worker_commit(Worker *worker);
 

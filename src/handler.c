@@ -1,0 +1,370 @@
+/*-------------------------------------------------------------------------
+ *
+ * handler.c
+ *	  Calling an SQL function on behalf of a role, in a consumer.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
+#include "commands/trigger.h"
+#include "executor/spi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_func.h"
+#include "storage/lock.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/portal.h"
+#include "utils/regproc.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/varlena.h"
+
+#include "compat.h"
+#include "handler.h"
+#include "store.h"
+#include "worker.h"
+
+/* A function that catches the cancellation is cancelled again (ms) */
+#define CANCEL_AGAIN	1000
+
+/* Longer texts of errors are cut */
+#define ERROR_TEXT_MAX	10240
+
+#define RETRY_DELAY_MIN	200
+#define RETRY_DELAY_MAX	60000
+
+/* The nest level of the settings of the present scope; 0: none */
+static int	scope_level = 0;
+
+/* Some handler was called since the session was tidied last */
+static bool session_used = false;
+
+/* ---------------------------------------------------------------------
+ * Finding the function
+ * --------------------------------------------------------------------- */
+
+const char *
+handler_function_problem(Oid function, Oid argument_type)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Form_pg_proc proc;
+	const char *problem = NULL;
+
+	if (!HeapTupleIsValid(tuple))
+		return "it does not exist";
+	proc = (Form_pg_proc) GETSTRUCT(tuple);
+	if (proc->prokind != PROKIND_FUNCTION)
+		problem = "it is no plain function";
+	else if (proc->pronargs != 1 || proc->proargtypes.values[0] != argument_type)
+		problem = psprintf("its only argument must be of type %s",
+						   format_type_be_qualified(argument_type));
+	else if (proc->proretset)
+		problem = "it returns a set";
+	else if (proc->prorettype != VOIDOID && proc->prorettype != TEXTOID &&
+			 proc->prorettype != JSONBOID && proc->prorettype != JSONOID)
+		problem = "it must return void, text, json or jsonb";
+	ReleaseSysCache(tuple);
+	return problem;
+}
+
+static Oid
+find_function(const char *name, Oid argument_type)
+{
+	return LookupFuncName(outbox_qualified_name(name), 1, &argument_type, true);
+}
+
+const char *
+handler_resolve(Handler *handler, Oid argument_type)
+{
+	const char *problem;
+
+	handler->role = get_role_oid(handler->role_name, true);
+	if (!OidIsValid(handler->role))
+		return psprintf("role \"%s\" does not exist", handler->role_name);
+	handler->oid = find_function(handler->function, argument_type);
+	if (!OidIsValid(handler->oid))
+		return psprintf("function %s(%s) does not exist", handler->function,
+						format_type_be_qualified(argument_type));
+	problem = handler_function_problem(handler->oid, argument_type);
+	if (problem != NULL)
+		return psprintf("function %s can't be called: %s", handler->function, problem);
+	if (!outbox_may_use_schema(get_func_namespace(handler->oid), handler->role) ||
+		!outbox_may_execute(handler->oid, handler->role))
+		return psprintf("role \"%s\" may not execute function %s",
+						handler->role_name, handler->function);
+	handler->result_type = get_func_rettype(handler->oid);
+	handler->flinfo.fn_oid = InvalidOid;
+	return NULL;
+}
+
+/* ---------------------------------------------------------------------
+ * Settings
+ * --------------------------------------------------------------------- */
+
+static void
+apply_setting(const char *name, const char *value)
+{
+	/* who it runs as is not for a setting to say */
+	if (pg_strcasecmp(name, "role") == 0 ||
+		pg_strcasecmp(name, "session_authorization") == 0)
+		return;
+	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, WARNING, false);
+}
+
+/* What ALTER ROLE ... SET gave the role, the more specific ones last */
+static void
+apply_role_settings(Oid role)
+{
+	static const Oid types[] = {OIDOID, OIDOID};
+	Datum		values[2] = {ObjectIdGetDatum(role), ObjectIdGetDatum(MyDatabaseId)};
+	uint64		n = store_execute("SELECT c.setting FROM pg_catalog.pg_db_role_setting AS s,"
+								  " LATERAL pg_catalog.unnest(s.setconfig) AS c(setting)"
+								  " WHERE s.setrole = $1 AND s.setdatabase IN (0, $2)"
+								  " ORDER BY s.setdatabase", 2, types, values, NULL);
+	char	  **settings = palloc(Max(n, 1) * sizeof(char *));
+
+	for (uint64 i = 0; i < n; i++)
+		settings[i] = SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1);
+
+	scope_level = NewGUCNestLevel();
+	worker_settings_reset();
+	for (uint64 i = 0; i < n; i++)
+	{
+		char	   *name;
+		char	   *value;
+
+		ParseLongOption(settings[i], &name, &value);
+		if (value != NULL)
+			apply_setting(name, value);
+	}
+}
+
+void
+handler_scope_begin(const Handler *handler)
+{
+	session_used = true;
+	apply_role_settings(handler->role);
+}
+
+/*
+ * A temporary table would stand in front of the tables of the next role, and a
+ * cursor WITH HOLD would run its query at commit.
+ */
+void
+handler_scope_end(void)
+{
+	AtEOXact_GUC(false, scope_level);
+	scope_level = 0;
+	PortalHashTableDeleteAll();
+	ResetTempTableNamespace();
+}
+
+void
+handler_tidy_session(void)
+{
+	if (!session_used)
+		return;
+	session_used = false;
+	scope_level = 0;
+	DropAllPreparedStatements();
+	LockReleaseSession(USER_LOCKMETHOD);
+	ResetSequenceCaches();
+}
+
+int
+worker_settings_begin(void)
+{
+	int			level = NewGUCNestLevel();
+
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_SUSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
+void
+worker_settings_end(int nest_level)
+{
+	AtEOXact_GUC(false, nest_level);
+}
+
+/* ---------------------------------------------------------------------
+ * Calling it
+ * --------------------------------------------------------------------- */
+
+/* What the role runs is between these two */
+typedef struct RoleSwitch
+{
+	Oid			user;
+	int			context;
+	int			nest_level;
+} RoleSwitch;
+
+static void
+become(const Handler *handler, RoleSwitch *saved)
+{
+	GetUserIdAndSecContext(&saved->user, &saved->context);
+	saved->nest_level = NewGUCNestLevel();
+	SetUserIdAndSecContext(handler->role,
+						   saved->context | SECURITY_LOCAL_USERID_CHANGE);
+	enable_timeout_every(STATEMENT_TIMEOUT,
+						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), handler->timeout),
+						 CANCEL_AGAIN);
+}
+
+/* A cancellation that came too late must not meet somebody else */
+static void
+stop_timeout(void)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false;
+}
+
+static void
+become_worker(const RoleSwitch *saved)
+{
+	stop_timeout();
+	SetUserIdAndSecContext(saved->user, saved->context);
+	AtEOXact_GUC(false, saved->nest_level);
+}
+
+void
+handler_invoke(Handler *handler, Datum argument, HandlerOutcome *outcome)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	RoleSwitch	saved;
+	Datum		result;
+
+	if (!OidIsValid(handler->flinfo.fn_oid))
+		fmgr_info_cxt(handler->oid, &handler->flinfo, TopTransactionContext);
+	InitFunctionCallInfoData(*fcinfo, &handler->flinfo, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = argument;
+	fcinfo->args[0].isnull = false;
+
+	become(handler, &saved);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	result = FunctionCallInvoke(fcinfo);
+	outcome->value = NULL;
+	outcome->value_is_json = handler->result_type == JSONBOID ||
+		handler->result_type == JSONOID;
+	if (!fcinfo->isnull && handler->result_type != VOIDOID)
+	{
+		Oid			output;
+		bool		varlena;
+
+		getTypeOutputInfo(handler->result_type, &output, &varlena);
+		outcome->value = OidOutputFunctionCall(output, result);
+	}
+	PopActiveSnapshot();
+	become_worker(&saved);
+	CommandCounterIncrement();
+}
+
+void
+handler_fire_deferred(const Handler *handler)
+{
+	ConstraintsSetStmt *statement = makeNode(ConstraintsSetStmt);
+	RoleSwitch	saved;
+
+	statement->constraints = NIL;
+	statement->deferred = false;
+	become(handler, &saved);
+	AfterTriggerSetState(statement);
+	become_worker(&saved);
+	CommandCounterIncrement();
+}
+
+/* ---------------------------------------------------------------------
+ * Isolation
+ * --------------------------------------------------------------------- */
+
+/* What has nothing to do with the record, and may be gone the next time */
+static bool
+is_transient(int sqlerrcode)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlerrcode))
+	{
+		case ERRCODE_CONNECTION_EXCEPTION:	/* 08: dblink and foreign tables */
+		case ERRCODE_INSUFFICIENT_RESOURCES:	/* 53: memory, disk, connections */
+		case ERRCODE_OPERATOR_INTERVENTION: /* 57: timeout, cancel, shutdown */
+		case ERRCODE_SYSTEM_ERROR:	/* 58: I/O */
+			return true;
+	}
+	return sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE ||
+		sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
+		sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+static void
+note_error(HandlerOutcome *outcome, const ErrorData *error)
+{
+	const char *text = error->message ? error->message : "";
+	int			len = pg_mbcliplen(text, strlen(text), ERROR_TEXT_MAX);
+
+	outcome->verdict = is_transient(error->sqlerrcode) ?
+		HANDLER_TRANSIENT : HANDLER_RAISED;
+	outcome->value = NULL;
+	strlcpy(outcome->sqlstate, unpack_sql_state(error->sqlerrcode),
+			sizeof(outcome->sqlstate));
+	outcome->error = pnstrdup(text, len);
+}
+
+void
+handler_isolate(HandlerBody body, void *state, HandlerOutcome *outcome)
+{
+	MemoryContext context = CurrentMemoryContext;
+	MemoryContext scratch = AllocSetContextCreate(context, "outbox handler call",
+												  ALLOCSET_DEFAULT_SIZES);
+	ResourceOwner owner = CurrentResourceOwner;
+
+	memset(outcome, 0, sizeof(HandlerOutcome));
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(scratch);
+	PG_TRY();
+	{
+		body(state, outcome);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		stop_timeout();
+		MemoryContextSwitchTo(scratch);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		note_error(outcome, error);
+	}
+	PG_END_TRY();
+	outcome->value = NULL;
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	MemoryContextDelete(scratch);
+}
+
+TimestampTz
+handler_retry_at(int attempts)
+{
+	return TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+									   backoff_delay(attempts, RETRY_DELAY_MIN,
+													 RETRY_DELAY_MAX));
+}

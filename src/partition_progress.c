@@ -1,0 +1,96 @@
+/*-------------------------------------------------------------------------
+ *
+ * partition_progress.c
+ *	  How far the records of a partition have been applied.
+ *
+ * Kept in memory until the transaction that applied them saves it, and taken
+ * back if that one fails.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "port/pg_crc32c.h"
+
+#include "handler.h"
+#include "partition.h"
+
+LogAnchor
+partition_place(const BridgeRecord *record)
+{
+	LogAnchor	anchor = {ANCHOR_RECORD, record->offset, record->timestamp};
+	pg_crc32c	crc;
+
+	INIT_CRC32C(crc);
+	COMP_CRC32C(crc, &record->key_len, sizeof(record->key_len));
+	COMP_CRC32C(crc, record->key, record->key ? record->key_len : 0);
+	COMP_CRC32C(crc, &record->value_len, sizeof(record->value_len));
+	COMP_CRC32C(crc, record->value, record->value ? record->value_len : 0);
+	for (int i = 0; i < record->nheaders; i++)
+	{
+		const BridgeHeader *header = &record->headers[i];
+
+		COMP_CRC32C(crc, header->name, strlen(header->name) + 1);
+		COMP_CRC32C(crc, header->value, header->value ? header->len : 0);
+	}
+	FIN_CRC32C(crc);
+	anchor.checksum = crc;
+	return anchor;
+}
+
+void
+partition_saved(Partition *partition)
+{
+	partition->now.dirty = false;
+	memset(&partition->now.counts, 0, sizeof(partition->now.counts));
+}
+
+void
+partition_remember(Partition *partition)
+{
+	partition->remembered = partition->now;
+	partition->remembered_row = partition->row;
+}
+
+void
+partition_restore(Partition *partition)
+{
+	partition->now = partition->remembered;
+	partition->row = partition->remembered_row;
+}
+
+void
+partition_applied(Partition *partition, const LogAnchor *place)
+{
+	OffsetState *state = &partition->now.state;
+
+	/*
+	 * Read from offset 0 on nothing can have been missed, whatever the log
+	 * was before, so the first record may be the anchor at once.
+	 */
+	if (state->next == 0 && state->anchor.kind == ANCHOR_LOG_START &&
+		place->kind == ANCHOR_RECORD)
+		state->anchor = *place;
+	if (place->kind == ANCHOR_RECORD)
+		partition->now.last = *place;
+	state->next = place->offset + 1;
+	state->retry_attempts = 0;
+	state->retry_error[0] = '\0';
+	partition->now.active = true;
+	partition->now.dirty = true;
+}
+
+void
+partition_retry(Partition *partition, Bridge *bridge, int64 offset, int attempts,
+				const char *error)
+{
+	OffsetState *state = &partition->now.state;
+
+	state->next = partition->read = offset;
+	state->retry_attempts = attempts;
+	state->retry_at = handler_retry_at(attempts);
+	strlcpy(state->retry_error, error, sizeof(state->retry_error));
+	partition->generation++;
+	partition->now.dirty = true;
+	partition_stop(partition, bridge, state->retry_at);
+}

@@ -1,0 +1,216 @@
+/*-------------------------------------------------------------------------
+ *
+ * subscribed.c
+ *	  Handling the records of subscriptions.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "handled.h"
+#include "message_id.h"
+#include "subscribed.h"
+
+#define HEADER_ID	"id"
+
+void
+handled_init(Handled *handled, Subscription *subscription, const BridgeRecord *record)
+{
+	memset(handled, 0, sizeof(Handled));
+	handled->subscription = subscription;
+	handled->record = record;
+	handled->context = CurrentMemoryContext;
+	for (int i = 0; i < record->nheaders && !handled->has_id; i++)
+		handled->has_id = strcmp(record->headers[i].name, HEADER_ID) == 0 &&
+			uuid_parse(record->headers[i].value, record->headers[i].len, &handled->id);
+}
+
+/* ---------------------------------------------------------------------
+ * One record
+ * --------------------------------------------------------------------- */
+
+/* In the subtransaction of the call: the reply goes with the effects */
+static void
+call_body(void *state, HandlerOutcome *outcome)
+{
+	Handled    *handled = state;
+	Handler    *handler = &handled->subscription->handler;
+
+	handler_invoke(handler, handled->argument ? handled->argument : record_datum(handled),
+				   outcome);
+	if (handled->alone)
+		handler_fire_deferred(handler);
+	if (handled->subscription->reply_topic != NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(handled->context);
+
+		handled->reply = reply_value(outcome);
+		MemoryContextSwitchTo(old);
+		reply_send(handled);
+	}
+}
+
+void
+handled_call(Handled *handled)
+{
+	Subscription *subscription = handled->subscription;
+
+	handler_isolate(call_body, handled, &handled->outcome);
+	if (handled->outcome.verdict != HANDLER_DONE)
+		subscription->handler.flinfo.fn_oid = InvalidOid;
+	switch (handled->outcome.verdict)
+	{
+		case HANDLER_DONE:
+			handled->fate = HANDLED_NOW;
+			break;
+		case HANDLER_RAISED:
+			handled->fate = subscription->reply_topic ? HANDLED_NOW : HANDLED_DEAD;
+			if (handled->fate == HANDLED_NOW)
+			{
+				handled->reply = reply_value(&handled->outcome);
+				reply_send(handled);
+			}
+			break;
+		case HANDLER_TRANSIENT:
+			if (++handled->attempts >= subscription->max_attempts)
+				handled->fate = HANDLED_DEAD;
+			break;
+	}
+}
+
+/* ---------------------------------------------------------------------
+ * Records in order
+ * --------------------------------------------------------------------- */
+
+/* A copy of it was dealt with earlier in this very transaction */
+static const Handled *
+earlier_copy(const Handled *handled, const Handled *first)
+{
+	for (const Handled *other = first; handled->has_id && other < handled; other++)
+	{
+		if (other->fate == HANDLED_NOW && other->has_id &&
+			other->subscription == handled->subscription &&
+			memcmp(&other->id, &handled->id, UUID_LEN) == 0)
+			return other;
+	}
+	return NULL;
+}
+
+static void
+handle_one(Handled *handled, const Handled *first)
+{
+	const Handled *copy = handled->fate == HANDLED_BEFORE ? NULL :
+		earlier_copy(handled, first);
+
+	if (copy != NULL)
+	{
+		handled->fate = HANDLED_BEFORE;
+		handled->reply = copy->reply;
+	}
+	if (handled->fate != HANDLED_BEFORE)
+		handled_call(handled);
+	else if (handled->reply != NULL && handled->subscription->reply_topic != NULL)
+		reply_send(handled);
+}
+
+/* What became of it, for its partition */
+static void
+note_progress(Worker *worker, Received *received, const Handled *handled)
+{
+	Partition  *partition = received->partition;
+	RecordCounts *counts = &partition->now.counts;
+
+	switch (handled->fate)
+	{
+		case HANDLED_NOT:
+			partition_retry(partition, worker->bridge, received->place.offset,
+							handled->attempts, handled->outcome.error);
+			return;
+		case HANDLED_NOW:
+			if (handled->outcome.verdict == HANDLER_DONE)
+				counts->applied++;
+			else
+				counts->failed++;
+			break;
+		case HANDLED_BEFORE:
+			counts->repeated++;
+			break;
+		case HANDLED_DEAD:
+			counts->dead++;
+			break;
+	}
+	partition_applied(partition, &received->place);
+}
+
+/* How often this record's handler has failed already */
+static int
+attempts_before(const Received *received)
+{
+	const OffsetState *state = &received->partition->now.state;
+
+	return state->next == received->place.offset ? state->retry_attempts : 0;
+}
+
+/*
+ * Makes the array of what can be handled; where gives each one's place among
+ * the received.  The partitions of the others begin again when they can be.
+ */
+static Handled *
+make_handled(Worker *worker, Received *received, int n, int *nhandled, int *where)
+{
+	Handled    *handled = palloc(n * sizeof(Handled));
+
+	*nhandled = 0;
+	for (int i = 0; i < n; i++)
+	{
+		Subscription *subscription = subscription_find(received[i].partition->row.topic);
+
+		if (received_is_void(&received[i]))
+			continue;
+		if (subscription == NULL || subscription->trouble != NULL)
+		{
+			partition_unload(received[i].partition, worker->bridge);
+			continue;
+		}
+		where[*nhandled] = i;
+		handled_init(&handled[(*nhandled)++], subscription, &received[i].record);
+	}
+	return handled;
+}
+
+void
+subscribed_handle(Worker *worker, Received *received, int n, bool alone)
+{
+	int		   *where = palloc(Max(n, 1) * sizeof(int));
+	int			nhandled;
+	Handled    *handled;
+
+	subscriptions_check();
+	handled = make_handled(worker, received, n, &nhandled, where);
+	if (nhandled == 0)
+		return;
+	inbox_find(handled, nhandled);
+	message_floor_ensure();
+	handler_scope_begin(&handled[0].subscription->handler);
+	for (int i = 0; i < nhandled; i++)
+	{
+		Received   *one = &received[where[i]];
+
+		if (received_is_void(one))
+			continue;
+		handled[i].alone = alone;
+		handled[i].attempts = attempts_before(one);
+		handle_one(&handled[i], handled);
+		note_progress(worker, one, &handled[i]);
+	}
+	if (!alone)
+		handler_fire_deferred(&handled[0].subscription->handler);
+	handler_scope_end();
+
+	inbox_add(handled, nhandled);
+	for (int i = 0; i < nhandled; i++)
+	{
+		if (handled[i].fate == HANDLED_DEAD)
+			dead_record_keep(&handled[i]);
+	}
+}
