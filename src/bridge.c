@@ -402,12 +402,14 @@ bridge_create_topic(Bridge *bridge, uint64 request, const char *topic,
 }
 
 void
-bridge_watch(Bridge *bridge, uint32 tag, const char *topic, int32 partition)
+bridge_watch(Bridge *bridge, uint32 tag, const char *topic, int32 partition,
+			 int64 time)
 {
 	frame_begin(&bridge->out, FRAME_WATCH);
 	put_u32(&bridge->out, tag);
 	put_string(&bridge->out, topic);
 	put_u32(&bridge->out, (uint32) partition);
+	put_u64(&bridge->out, (uint64) time);
 	end_command(bridge);
 }
 

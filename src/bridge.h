@@ -58,7 +58,7 @@ typedef enum BridgeEventType
 	BRIDGE_RECORD,				/* tag, record (consumer) */
 	BRIDGE_CAUGHT_UP,			/* tag, offset: end of the partition reached */
 	BRIDGE_PARTITION_ERROR,		/* tag, error_class, error, text, offset */
-	BRIDGE_WATERMARKS,			/* tag, low, high: answer to bridge_watch */
+	BRIDGE_WATERMARKS,			/* tag, low, high, at_time: answer to bridge_watch */
 	BRIDGE_ADMIN_DONE,			/* request, error ("" = created), text */
 	BRIDGE_LOG,					/* level (syslog 0..7), text */
 	BRIDGE_DIED					/* text: how; no event follows this one */
@@ -83,6 +83,7 @@ typedef struct BridgeEvent
 	int64		offset;
 	int64		low;
 	int64		high;
+	int64		at_time;		/* -1 if not asked */
 	uint64		request;
 	int			level;
 	const char *error;
@@ -167,8 +168,14 @@ extern void bridge_create_topic(Bridge *bridge, uint64 request, const char *topi
 
 /*---- consumer ----*/
 
-/* Queries the low and high watermark: BRIDGE_WATERMARKS or _PARTITION_ERROR */
-extern void bridge_watch(Bridge *bridge, uint32 tag, const char *topic, int32 partition);
+/*
+ * Queries the low and high watermark: BRIDGE_WATERMARKS or _PARTITION_ERROR.
+ * time: also the offset of the first record at or after it, in milliseconds
+ * since 1970; -1 if that isn't wanted.  Where there is none, it is the high
+ * watermark, and what comes later comes after it.
+ */
+extern void bridge_watch(Bridge *bridge, uint32 tag, const char *topic,
+						 int32 partition, int64 time);
 
 /*
  * Reads a partition from an offset on.  The tag comes back in every event

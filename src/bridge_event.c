@@ -187,6 +187,7 @@ decode(Bridge *bridge, BridgeEvent *event, bool *produced)
 			event->tag = get_u32(frame);
 			event->low = (int64) get_u64(frame);
 			event->high = (int64) get_u64(frame);
+			event->at_time = (int64) get_u64(frame);
 			break;
 		case FRAME_ADMIN_DONE:
 			event->type = BRIDGE_ADMIN_DONE;

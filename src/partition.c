@@ -222,7 +222,7 @@ watch(Partition *partition, Bridge *bridge)
 	partition->watch_tag = reading_tag_new(partition);
 	partition->due = in_ms(WATCH_TIMEOUT);
 	bridge_watch(bridge, partition->watch_tag, partition->row.topic,
-				 partition->row.partition);
+				 partition->row.partition, -1);
 }
 
 static void

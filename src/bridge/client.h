@@ -154,7 +154,8 @@ extern void topics_distrust(void);
 extern void helper_start(void);
 extern void helper_ask_metadata(Topic *topic);
 extern void helper_ask_anything(void);
-extern void helper_watch(uint32_t tag, const char *topic, int32_t partition);
+extern void helper_watch(uint32_t tag, const char *topic, int32_t partition,
+						 int64_t time);
 extern void helper_serve(void);
 
 /*---- admin.c ----*/

@@ -27,8 +27,10 @@ typedef struct Question
 	uint32_t	tag;
 	char	   *topic_name;
 	int32_t		partition;
+	int64_t		time;			/* -1: not asked */
 	int64_t		low;
 	int64_t		high;
+	int64_t		at_time;
 	rd_kafka_resp_err_t err;
 } Question;
 
@@ -59,6 +61,7 @@ static void *run(void *arg);
 static void ask(Helper *helper, Question *question);
 static void answer_metadata(Question *question);
 static void answer_watch(Question *question);
+static void find_time(Question *question);
 static void copy_metadata(MetadataAnswer *answer, const rd_kafka_metadata_topic_t *topic);
 static void report_watch(const Question *question);
 
@@ -168,9 +171,9 @@ helper_ask_anything(void)
 	ask(&metadata_helper, xalloc(sizeof(Question)));
 }
 
-/* Asks for a partition's watermarks */
+/* Asks for a partition's watermarks and, unless -1, where a time begins */
 void
-helper_watch(uint32_t tag, const char *topic, int32_t partition)
+helper_watch(uint32_t tag, const char *topic, int32_t partition, int64_t time)
 {
 	Question   *question = xalloc(sizeof(Question));
 
@@ -178,6 +181,7 @@ helper_watch(uint32_t tag, const char *topic, int32_t partition)
 	question->tag = tag;
 	question->topic_name = xstrdup(topic);
 	question->partition = partition;
+	question->time = time;
 	ask(&watch_helper, question);
 }
 
@@ -255,6 +259,28 @@ answer_watch(Question *question)
 													 question->partition,
 													 &question->low, &question->high,
 													 ANSWER_TIMEOUT_MS);
+	question->at_time = -1;
+	if (question->err == RD_KAFKA_RESP_ERR_NO_ERROR && question->time >= 0)
+		find_time(question);
+}
+
+/*
+ * The end of the log must be known before: a record that comes between the two
+ * questions is found by this one, or lies behind that end.
+ */
+static void
+find_time(Question *question)
+{
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_topic_partition_t *asked;
+
+	asked = rd_kafka_topic_partition_list_add(list, question->topic_name, question->partition);
+	asked->offset = question->time;
+	question->err = rd_kafka_offsets_for_times(client.rk, list, ANSWER_TIMEOUT_MS);
+	if (question->err == RD_KAFKA_RESP_ERR_NO_ERROR)
+		question->err = asked->err;
+	question->at_time = asked->offset >= 0 ? asked->offset : question->high;
+	rd_kafka_topic_partition_list_destroy(list);
 }
 
 static void
@@ -269,6 +295,7 @@ report_watch(const Question *question)
 	put_u32(&client.out, question->tag);
 	put_u64(&client.out, (uint64_t) question->low);
 	put_u64(&client.out, (uint64_t) question->high);
+	put_u64(&client.out, (uint64_t) question->at_time);
 	frame_end(&client.out);
 }
 

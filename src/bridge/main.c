@@ -300,6 +300,7 @@ handle_create_or_consume(FrameReader *frame)
 	const char *topic;
 	int32_t		partition;
 	int64_t		offset;
+	int64_t		time;
 
 	if (frame->type == FRAME_CREATE_TOPIC)
 	{
@@ -315,8 +316,9 @@ handle_create_or_consume(FrameReader *frame)
 		case FRAME_WATCH:
 			topic = get_string(frame);
 			partition = (int32_t) get_u32(frame);
+			time = (int64_t) get_u64(frame);
 			if (frame_done(frame))
-				helper_watch(tag, topic, partition);
+				helper_watch(tag, topic, partition, time);
 			break;
 		case FRAME_CONSUME:
 			topic = get_string(frame);

@@ -14,7 +14,7 @@
 #ifndef OUTBOX_PROTOCOL_H
 #define OUTBOX_PROTOCOL_H
 
-#define BRIDGE_PROTOCOL		1
+#define BRIDGE_PROTOCOL		2
 
 /* Both ends are compiled with the same one; they refuse any other */
 #ifndef OUTBOX_BUILD
@@ -52,7 +52,8 @@ typedef enum FrameType
 	 * replication factor (-1: the broker's default), then for each setting
 	 * string name, string value.
 	 *
-	 * WATCH: u32 tag, string topic, u32 partition.
+	 * WATCH: u32 tag, string topic, u32 partition, u64 time (milliseconds since
+	 * 1970; -1: not asked).
 	 *
 	 * CONSUME: u32 tag, string topic, u32 partition, u64 offset.
 	 *
@@ -99,7 +100,8 @@ typedef enum FrameType
 	 * PARTITION_ERROR: u32 tag, u8 class, u64 offset (-1: none), string
 	 * error, string text.
 	 *
-	 * WATERMARKS: u32 tag, u64 low, u64 high.
+	 * WATERMARKS: u32 tag, u64 low, u64 high, u64 offset of the first record at
+	 * or after the time asked for (high if there is none, -1 if not asked).
 	 *
 	 * ADMIN_DONE: u64 request, string error ("": done), string text.
 	 *

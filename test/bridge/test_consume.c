@@ -14,7 +14,8 @@
 
 static void fill(const char *topic, int n);
 static void odd_records(void);
-static void send_watch(Child *child, uint32_t tag, const char *topic, int32_t partition);
+static void send_watch(Child *child, uint32_t tag, const char *topic, int32_t partition,
+					   int64_t time);
 static void positions(void);
 static void tags(void);
 static void large_backlog(void);
@@ -94,12 +95,13 @@ odd_records(void)
 }
 
 static void
-send_watch(Child *child, uint32_t tag, const char *topic, int32_t partition)
+send_watch(Child *child, uint32_t tag, const char *topic, int32_t partition, int64_t time)
 {
 	frame_begin(&child->out, FRAME_WATCH);
 	put_u32(&child->out, tag);
 	put_string(&child->out, topic);
 	put_u32(&child->out, (uint32_t) partition);
+	put_u64(&child->out, (uint64_t) time);
 	child_send(child);
 }
 
@@ -111,9 +113,16 @@ positions(void)
 	TestRecord	r;
 
 	fill("positions", 100);
-	send_watch(child, 1, "positions", 0);
+	send_watch(child, 1, "positions", 0, -1);
 	ok(expect(child, FRAME_WATERMARKS, 10000) && get_u32(&child->frame) == 1 &&
-	   get_u64(&child->frame) == 0 && get_u64(&child->frame) == 100, "watermarks");
+	   get_u64(&child->frame) == 0 && get_u64(&child->frame) == 100 &&
+	   (int64_t) get_u64(&child->frame) == -1 && frame_done(&child->frame), "watermarks");
+	/* The mock cluster finds no time at all */
+	send_watch(child, 8, "positions", 0, 0);
+	ok(expect(child, FRAME_WATERMARKS, 10000) && get_u32(&child->frame) == 8 &&
+	   get_u64(&child->frame) == 0 && get_u64(&child->frame) == 100 &&
+	   get_u64(&child->frame) == 100 && frame_done(&child->frame),
+	   "a time behind the last record is the end");
 	send_consume(child, 2, "positions", 0, 98);
 	ok(next_record(child, &r, 10000) && r.offset == 98, "reading starts where it is told to");
 	send_consume(child, 3, "positions", 0, 100);
@@ -127,7 +136,7 @@ positions(void)
 	send_consume(child, 5, "no.such.topic", 0, 0);
 	ok(expect(child, FRAME_PARTITION_ERROR, 10000) && get_u32(&child->frame) == 5 &&
 	   get_u8(&child->frame) == PARTITION_TOPIC_MISSING, "a missing topic is told");
-	send_watch(child, 6, "no.such.topic", 0);
+	send_watch(child, 6, "no.such.topic", 0, 0);
 	ok(expect(child, FRAME_PARTITION_ERROR, 10000) && get_u32(&child->frame) == 6,
 	   "so are watermarks that can't be had");
 	child_stop(child);
