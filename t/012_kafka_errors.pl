@@ -147,7 +147,7 @@ subtest 'it is there already' => sub {
 
 subtest 'a request is turned down for good' => sub {
 	my %codes = (
-		MSG_SIZE_TOO_LARGE => 10, RECORD_LIST_TOO_LARGE => 18, INVALID_TIMESTAMP => 32,
+		MSG_SIZE_TOO_LARGE => 10, RECORD_LIST_TOO_LARGE => 18,
 		UNSUPPORTED_FOR_MESSAGE_FORMAT => 43, POLICY_VIOLATION => 44, INVALID_RECORD => 87);
 
 	foreach my $name (sort keys %codes)
@@ -206,6 +206,7 @@ subtest 'the topic' => sub {
 		TOPIC_AUTHORIZATION_FAILED => [ 29, 'denied' ],
 		TOPIC_EXCEPTION => [ 17, 'misconfigured' ],
 		UNSUPPORTED_COMPRESSION_TYPE => [ 76, 'misconfigured' ],
+		INVALID_TIMESTAMP => [ 32, 'misconfigured' ],
 		UNKNOWN_TOPIC_OR_PART => [ 3, 'missing' ]);
 
 	foreach my $name (sort keys %codes)
