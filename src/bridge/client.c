@@ -38,6 +38,8 @@ static const Property common_defaults[] = {
 /* A consumer's default already: saying so would only bring a log line */
 static const Property producer_defaults[] = {
 	{"allow.auto.create.topics", "false"},
+	{"queue.buffering.max.kbytes", "65536"},
+	{"queue.buffering.max.messages", "10000000"},
 	{NULL, NULL}
 };
 
@@ -57,8 +59,6 @@ static const Property producer_forced[] = {
 	{"batch.size", "100000"},
 	{"partitioner", "murmur2_random"},
 	{"linger.ms", "0"},
-	{"queue.buffering.max.kbytes", "65536"},
-	{"queue.buffering.max.messages", "10000000"},
 	{"message.max.bytes", "67108864"},
 	{"topic.metadata.propagation.max.ms", "1000"},
 	{NULL, NULL}
@@ -223,7 +223,9 @@ client_serve(void)
 		if (event == NULL)
 			break;
 		serve_event(event);
+		/* The records of a report take room until then */
 		rd_kafka_event_destroy(event);
+		produce_retry();
 	}
 	helper_serve();
 	if (client.role == BRIDGE_CONSUMER && consume_serve())

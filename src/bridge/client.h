@@ -85,6 +85,7 @@ extern rd_kafka_headers_t *record_headers(const Record *record);
 extern void waiting_add(WaitingList *list, const unsigned char *item, size_t len);
 extern Waiting *waiting_take(WaitingList *list);
 extern void waiting_move(WaitingList *list, WaitingList *to);
+extern void waiting_move_first(WaitingList *list, WaitingList *to);
 extern size_t waiting_bytes(void);
 
 /*---- outcome.c ----*/
@@ -167,6 +168,7 @@ extern void admin_event(rd_kafka_event_t *event);
 extern void produce_frame(FrameReader *frame);
 extern void produce_oversize(uint32_t index);
 extern void produce_reports(rd_kafka_event_t *event);
+extern void produce_retry(void);
 extern void produce_topic_answered(Topic *topic, rd_kafka_resp_err_t err);
 extern void produce_end_batch(void);
 extern void produce_give_up_waiting(rd_kafka_resp_err_t err);

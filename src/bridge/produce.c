@@ -6,7 +6,8 @@
  * Records of a topic go to librdkafka in the order they came.  One that can't
  * go yet waits: in its topic's list while the topic's metadata aren't known,
  * else in a common list while librdkafka's queue is full.  Then whatever comes
- * later waits behind it.
+ * later waits behind it.  What a topic's list holds came before anything of
+ * that topic in the common one: only the head of that goes to the former.
  *
  * What can't be sent as things are (no such topic, no leader) is answered at
  * once and never handed over, so that a batch doesn't wait for it.  What was
@@ -119,22 +120,19 @@ retry_waiting(WaitingList *list)
 	WaitingList again = {NULL, NULL};
 	Waiting    *waiting;
 
-	waiting_move(list, &again);
-	while (list != &no_room || no_room.first == NULL)
+	if (list != &no_room && no_room.first != NULL)
 	{
-		FrameReader frame = {NULL, NULL, FRAME_PRODUCE, false};
+		waiting_move_first(list, &no_room);
+		return;
+	}
+	waiting_move(list, &again);
+	while (no_room.first == NULL && (waiting = waiting_take(&again)) != NULL)
+	{
+		FrameReader frame = {waiting->item, waiting->item + waiting->len, FRAME_PRODUCE, false};
 		Record		record;
 
-		waiting = waiting_take(&again);
-		if (waiting == NULL)
-			return;
-		frame.next = waiting->item;
-		frame.end = waiting->item + waiting->len;
 		record_read(&frame, &record);
-		if (no_room.first != NULL)
-			waiting_add(&no_room, waiting->item, waiting->len);
-		else
-			produce_item(waiting->item, waiting->len, &record);
+		produce_item(waiting->item, waiting->len, &record);
 		free(waiting);
 	}
 	waiting_move(&again, &no_room);
@@ -346,6 +344,12 @@ produce_reports(rd_kafka_event_t *event)
 		purge_at = 0;
 		giving_up = false;
 	}
+}
+
+/* There may be room again: once reports were served, and their event is gone */
+void
+produce_retry(void)
+{
 	retry_waiting(&no_room);
 }
 

@@ -95,6 +95,19 @@ waiting_move(WaitingList *list, WaitingList *to)
 	list->first = NULL;
 }
 
+/* Moves all of a list in front of another */
+void
+waiting_move_first(WaitingList *list, WaitingList *to)
+{
+	if (list->first == NULL)
+		return;
+	if (to->first == NULL)
+		to->last = list->last;
+	*list->last = to->first;
+	to->first = list->first;
+	list->first = NULL;
+}
+
 /* What all lists hold */
 size_t
 waiting_bytes(void)

@@ -15,6 +15,7 @@
 #define MANY		5000
 #define LARGE		1500
 #define PRODUCE_API	0			/* number of Kafka's Produce request */
+#define ROOM		"10"		/* in a small queue */
 
 static Outcome outcomes[MANY];
 
@@ -26,6 +27,9 @@ static void error_class(rd_kafka_resp_err_t err, int class, const char *name);
 static void error_classes(void);
 static void send_large(Child *child, uint32_t n);
 static void more_than_fits(void);
+static bool once_each(int n);
+static void small_queue(void);
+static void waiting_twice(void);
 static void oversize_marker(void);
 
 /* Outcomes come for every record, in order within each partition */
@@ -336,6 +340,100 @@ more_than_fits(void)
 	child_stop(child);
 }
 
+/* Has each of n records one outcome? */
+static bool
+once_each(int n)
+{
+	static bool seen[MANY];
+
+	memset(seen, 0, sizeof(seen));
+	for (int i = 0; i < n; i++)
+	{
+		if (outcomes[i].index >= (uint32_t) n || seen[outcomes[i].index])
+			return false;
+		seen[outcomes[i].index] = true;
+	}
+	return true;
+}
+
+/* _QUEUE_FULL, again and again: nothing is lost, and none overtakes another */
+static void
+small_queue(void)
+{
+	Child	   *child = child_hello('p', bootstraps, "queue.buffering.max.messages", ROOM, NULL);
+	int			n = 1000;
+	int			got;
+	int			good = 0;
+	int			back = 0;
+
+	rd_kafka_mock_topic_create(cluster, "room", 1, 1);
+	for (int i = 0; i < n; i++)
+		send_record(child, (uint32_t) i, "room", "k", "v");
+	send_simple(child, FRAME_FLUSH);
+	got = collect(child, outcomes, n, 30000);
+	for (int i = 0; i < got; i++)
+		good += outcomes[i].class == OUTCOME_OK && outcomes[i].index == (uint32_t) i &&
+			outcomes[i].offset == i;
+	ok(got == n && good == n, "%d of %d records through a queue of " ROOM ", in order", good, n);
+
+	/* Full, and nothing leaves it: what waits for room is given up, too */
+	rd_kafka_mock_broker_set_rtt(cluster, -1, 60000);
+	for (int i = 0; i < n; i++)
+		send_record(child, (uint32_t) i, "room", "k", "v");
+	send_simple(child, FRAME_FLUSH);
+	send_simple(child, FRAME_PURGE);
+	got = collect(child, outcomes, n, 5000);
+	for (int i = 0; i < got; i++)
+		back += outcomes[i].class == OUTCOME_RETRIABLE;
+	ok(got == n && back == n && once_each(n), "a full queue purged: %d of %d records back, once each",
+	   back, n);
+	ok(!expect(child, FRAME_OUTCOMES, 300), "and none of them twice");
+	rd_kafka_mock_broker_set_rtt(cluster, -1, 0);
+	child_stop(child);
+}
+
+/*
+ * Records that wait for their topic's metadata, and later ones of the same
+ * topic that wait for room in a queue that others have filled: the former go
+ * first.  All of it comes to the bridge in one piece, so that no answer comes
+ * in between; the broker is made to hold the others long enough.
+ */
+static void
+waiting_twice(void)
+{
+	Child	   *child = child_hello('p', bootstraps, "queue.buffering.max.messages", ROOM,
+									"retry.backoff.ms", "500", NULL);
+	int			n = 60;
+	int			got;
+	int			good = 0;
+	uint32_t	next = 0;
+
+	rd_kafka_mock_topic_create(cluster, "filler", 1, 1);
+	rd_kafka_mock_topic_create(cluster, "late", 1, 1);
+	send_record(child, 0, "filler", "k", "v");
+	ok(collect(child, outcomes, 1, 10000) == 1 && outcomes[0].class == OUTCOME_OK,
+	   "one topic is known, the other isn't");
+	rd_kafka_mock_push_request_errors(cluster, PRODUCE_API, 2,
+									  RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+									  RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS);
+	for (uint32_t i = 0; i < (uint32_t) n; i++)
+		send_record(child, i, i / 20 == 1 ? "filler" : "late", "k", "v");
+	send_simple(child, FRAME_FLUSH);
+	got = collect(child, outcomes, n, 20000);
+	for (int i = 0; i < got; i++)
+	{
+		good += outcomes[i].class == OUTCOME_OK;
+		if (outcomes[i].index / 20 == 1)
+			continue;
+		if (outcomes[i].index == next && outcomes[i].offset == (int64_t) (next < 20 ? next : next - 20))
+			next = next == 19 ? 40 : next + 1;
+	}
+	ok(got == n && good == n && once_each(n), "%d of %d records acknowledged, once each", good, n);
+	ok(next == (uint32_t) n, "those that waited for metadata went before those that waited for room");
+	rd_kafka_mock_clear_request_errors(cluster, PRODUCE_API);
+	child_stop(child);
+}
+
 void
 test_produce(void)
 {
@@ -346,4 +444,6 @@ test_produce(void)
 	oversize_marker();
 	error_classes();
 	more_than_fits();
+	small_queue();
+	waiting_twice();
 }
