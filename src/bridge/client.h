@@ -18,6 +18,8 @@
 
 /* How long a question to the brokers may take before they count as down */
 #define ANSWER_TIMEOUT_MS	2000
+/* How many brokers are tried when the one asked keeps silent */
+#define LEADERS_TRIED		2
 
 typedef struct Topic Topic;
 
@@ -136,11 +138,19 @@ struct Topic
 typedef struct MetadataAnswer
 {
 	rd_kafka_resp_err_t err;	/* of the request */
+	bool		others_answer;	/* it failed, but another broker is there */
 	rd_kafka_resp_err_t topic_err;
 	int32_t		npartitions;
 	int32_t		replication_factor;
 	int32_t    *leaders;		/* malloc'd */
 } MetadataAnswer;
+
+typedef struct LedPartition
+{
+	const char *topic;
+	int32_t		partition;
+	int32_t		leader;
+} LedPartition;
 
 extern Topic *topic_get(const char *name);
 extern Topic *topic_first(void);
@@ -150,6 +160,7 @@ extern void topic_answered(Topic *topic, MetadataAnswer *answer);
 extern void topic_report(Topic *topic);
 extern void topic_report_error(const Topic *topic, rd_kafka_resp_err_t err);
 extern void topics_distrust(void);
+extern int	topics_leaders(LedPartition *found, int max);
 
 /*---- helper.c: questions that block ----*/
 extern void helper_start(void);

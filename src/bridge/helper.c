@@ -18,11 +18,16 @@
 
 #include "client.h"
 
+/* How long another broker may take where one keeps silent */
+#define LEADER_TIMEOUT_MS	1000
+
 typedef struct Question
 {
 	struct Question *next;
 	Topic	   *topic;			/* metadata; NULL: are the brokers there? */
 	MetadataAnswer metadata;
+	int			nleaders;
+	LedPartition leaders[LEADERS_TRIED];
 	bool		watch;			/* watermarks */
 	uint32_t	tag;
 	char	   *topic_name;
@@ -60,6 +65,7 @@ static void start_thread(Helper *helper, void (*answer) (Question *));
 static void *run(void *arg);
 static void ask(Helper *helper, Question *question);
 static void answer_metadata(Question *question);
+static bool another_answers(const Question *question);
 static void answer_watch(Question *question);
 static void find_time(Question *question);
 static void copy_metadata(MetadataAnswer *answer, const rd_kafka_metadata_topic_t *topic);
@@ -158,6 +164,7 @@ helper_ask_metadata(Topic *topic)
 	Question   *question = xalloc(sizeof(Question));
 
 	question->topic = topic;
+	question->nleaders = topics_leaders(question->leaders, LEADERS_TRIED);
 	ask(&metadata_helper, question);
 }
 
@@ -211,6 +218,8 @@ answer_metadata(Question *question)
 
 	contacted = true;
 	answer->err = rd_kafka_metadata(client.rk, 0, rkt, &metadata, ANSWER_TIMEOUT_MS);
+	if (answer->err == RD_KAFKA_RESP_ERR__TIMED_OUT)
+		answer->others_answer = another_answers(question);
 	if (answer->err != RD_KAFKA_RESP_ERR_NO_ERROR)
 		return;
 	if (question->topic != NULL && metadata->topic_cnt > 0)
@@ -218,6 +227,30 @@ answer_metadata(Question *question)
 	else if (question->topic != NULL)
 		answer->topic_err = RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
 	rd_kafka_metadata_destroy(metadata);
+}
+
+/*
+ * One broker kept silent, which proves nothing of the others.  librdkafka puts
+ * a question to the broker that it sent something to last, by the second; that
+ * may be this one for ever.  But a question about a partition goes to its
+ * leader, and who answers that will be the last.
+ */
+static bool
+another_answers(const Question *question)
+{
+	for (int i = 0; i < question->nleaders && question->nleaders > 1; i++)
+	{
+		const LedPartition *led = &question->leaders[i];
+		int64_t		low;
+		int64_t		high;
+		rd_kafka_resp_err_t err;
+
+		err = rd_kafka_query_watermark_offsets(client.rk, led->topic, led->partition,
+											   &low, &high, LEADER_TIMEOUT_MS);
+		if (err == RD_KAFKA_RESP_ERR_NO_ERROR || err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED)
+			return true;
+	}
+	return false;
 }
 
 /* The brokers may list partitions in any order */

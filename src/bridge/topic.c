@@ -161,6 +161,12 @@ void
 topic_answered(Topic *topic, MetadataAnswer *answer)
 {
 	topic->asking = false;
+	if (answer->others_answer)
+	{
+		client_metadata_answered(RD_KAFKA_RESP_ERR_NO_ERROR);
+		topic_ask(topic);
+		return;
+	}
 	client_metadata_answered(answer->err);
 	if (answer->err == RD_KAFKA_RESP_ERR_NO_ERROR)
 		learn(topic, answer);
@@ -207,6 +213,35 @@ topic_report_error(const Topic *topic, rd_kafka_resp_err_t err)
 	put_u32(&client.out, (uint32_t) (usable ? topic->replication_factor : -1));
 	put_u32(&client.out, (uint32_t) (usable ? topic->min_insync_replicas : -1));
 	frame_end(&client.out);
+}
+
+/*
+ * Partitions of different leaders, max at most: a question about one of them
+ * is put to that broker.  First those of which no answer is awaited.
+ */
+int
+topics_leaders(LedPartition *found, int max)
+{
+	int			n = 0;
+
+	for (int awaited = 0; awaited <= 1; awaited++)
+	{
+		for (Topic *topic = all_topics; topic != NULL && n < max; topic = topic->all)
+		{
+			for (int32_t i = 0; i < topic->npartitions && n < max; i++)
+			{
+				const Partition *partition = &topic->partitions[i];
+				bool		wanted = partition->leader >= 0 &&
+					(partition->outstanding > 0) == awaited;
+
+				for (int j = 0; j < n; j++)
+					wanted = wanted && found[j].leader != partition->leader;
+				if (wanted)
+					found[n++] = (LedPartition) {topic->name, i, partition->leader};
+			}
+		}
+	}
+	return n;
 }
 
 /* Something went wrong with a broker: leaders may have changed */

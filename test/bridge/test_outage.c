@@ -23,6 +23,7 @@ static void unreachable(void);
 static void bad_security(void);
 static void down_and_up(void);
 static void hanging(void);
+static void one_hanging(int32_t broker);
 
 static void
 send_batch(Child *child)
@@ -168,6 +169,38 @@ hanging(void)
 	child_stop(child);
 }
 
+/* One of two brokers hangs, and it is the one that was spoken to last */
+static void
+one_hanging(int32_t broker)
+{
+	Child	   *child = child_hello('p', bootstraps, NULL);
+	const char *topics[] = {"first", "second"};
+	int			class;
+	int64_t		start;
+
+	for (int i = 0; i < 2; i++)
+	{
+		rd_kafka_mock_topic_create(cluster, topics[i], 1, 1);
+		rd_kafka_mock_partition_set_leader(cluster, topics[i], 0, i + 1);
+		send_record(child, (uint32_t) i, topics[i], "k", "v");
+	}
+	send_simple(child, FRAME_FLUSH);
+	ok(collect(child, outcomes, 2, 5000) == 2 && expect_brokers(child, true, 1000),
+	   "records to each of two brokers");
+	poll(NULL, 0, 2100);
+
+	rd_kafka_mock_broker_set_rtt(cluster, broker, 60000);
+	send_record(child, 0, topics[broker - 1], "k", "v");
+	send_simple(child, FRAME_FLUSH);
+	ok(!expect_brokers(child, false, 6000 / slow), "while broker %d hangs the other counts: %s", broker, child->brokers);
+	start = clock_ms();
+	send_string(child, FRAME_ASK_TOPIC, topics[2 - broker]);
+	class = expect_topic(child, topics[2 - broker], 8000);
+	ok(class == OUTCOME_OK, "and answers, after %d ms", (int) (clock_ms() - start));
+	rd_kafka_mock_broker_set_rtt(cluster, broker, 0);
+	child_stop(child);
+}
+
 void
 test_outage(void)
 {
@@ -175,4 +208,6 @@ test_outage(void)
 	bad_security();
 	down_and_up();
 	hanging();
+	one_hanging(1);
+	one_hanging(2);
 }
