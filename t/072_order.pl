@@ -1,6 +1,7 @@
 # The order by key under load: what was captured before, in the same transaction
 # or in one that had committed by then, is published before, whatever way the
-# transactions take and however they lie to the publisher's passes.
+# transactions take and however they lie to the publisher's passes, and also
+# where Kafka turns a whole request down.
 
 use strict;
 use warnings;
@@ -52,5 +53,24 @@ wait_for_value($node, 'postgres',
 my $counts = check_orders($node, $kafka);
 
 note("$counts->{orders} orders");
+
+# Requests of up to 100 kB, of which the topic takes 50: all of the messages in
+# one go again, alone, and what is behind must wait for them.  The first message
+# has the client know the topic, so that the others form large requests.
+foreach my $n (100, 110, 120, 130, 140)
+{
+	my $topic = "narrow-$n";
+	my $status = "SELECT string_agg(DISTINCT status::text, ' '), count(*) FROM outbox.message WHERE topic = '$topic'";
+
+	$kafka->create_topic($topic, 1, 'max.message.bytes' => 50_000);
+	$node->safe_psql('postgres', "SELECT outbox.send('$topic', '0'::text, 'k')");
+	wait_for_value($node, 'postgres', $status, 'SENT|1');
+	$node->safe_psql('postgres',
+		"SELECT count(outbox.send('$topic', format('%s %s', i, repeat('x', 1000)), 'k'))
+		 FROM generate_series(1, $n) AS i");
+	wait_for_value($node, 'postgres', $status, 'SENT|' . ($n + 1));
+	is_deeply([ map { /^(\d+)/ } map { $_->{value} } $kafka->consume($topic) ],
+		[ 0 .. $n ], "requests that are turned down, $n messages: once each, in order");
+}
 $node->stop('fast');
 done_testing();
