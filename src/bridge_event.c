@@ -16,11 +16,13 @@
 #include <sys/wait.h>
 
 #include "bridge_private.h"
+#include "safe_text.h"
 
 /* A warning about librdkafka's version is worth one line a worker */
 static bool warned = false;
 
 static bool died(Bridge *bridge, BridgeEvent *event, const char *cause);
+static const char *get_text(FrameReader *frame);
 static const char *decode(Bridge *bridge, BridgeEvent *event, bool *produced);
 static const char *decode_welcome(Bridge *bridge, BridgeEvent *event);
 static void decode_outcomes(Bridge *bridge, BridgeEvent *event);
@@ -127,6 +129,16 @@ bridge_next_event(Bridge *bridge, BridgeEvent *event)
 	}
 }
 
+/* A text to be shown.  The frame is ours, so it is mended where it stands. */
+static const char *
+get_text(FrameReader *frame)
+{
+	const char *text = get_string(frame);
+
+	safe_text(unconstify(char *, text));
+	return text;
+}
+
 /* Reads a frame, or a record of one; returns what is wrong with it, or NULL */
 static const char *
 decode(Bridge *bridge, BridgeEvent *event, bool *produced)
@@ -146,7 +158,7 @@ decode(Bridge *bridge, BridgeEvent *event, bool *produced)
 			break;
 		case FRAME_FATAL:
 			/* Its end of the socket closes next */
-			strlcpy(bridge->last_words, get_string(frame), sizeof(bridge->last_words));
+			safe_text_copy(bridge->last_words, get_text(frame), sizeof(bridge->last_words));
 			*produced = false;
 			break;
 		case FRAME_PONG:
@@ -159,7 +171,7 @@ decode(Bridge *bridge, BridgeEvent *event, bool *produced)
 		case FRAME_BROKERS:
 			event->type = BRIDGE_BROKERS;
 			event->up = get_u8(frame) != 0;
-			event->text = get_string(frame);
+			event->text = get_text(frame);
 			break;
 		case FRAME_TOPIC:
 			decode_topic(bridge, event);
@@ -180,7 +192,7 @@ decode(Bridge *bridge, BridgeEvent *event, bool *produced)
 			event->error_class = get_u8(frame);
 			event->offset = (int64) get_u64(frame);
 			event->error = get_string(frame);
-			event->text = get_string(frame);
+			event->text = get_text(frame);
 			break;
 		case FRAME_WATERMARKS:
 			event->type = BRIDGE_WATERMARKS;
@@ -193,12 +205,12 @@ decode(Bridge *bridge, BridgeEvent *event, bool *produced)
 			event->type = BRIDGE_ADMIN_DONE;
 			event->request = get_u64(frame);
 			event->error = get_string(frame);
-			event->text = get_string(frame);
+			event->text = get_text(frame);
 			break;
 		case FRAME_LOG:
 			event->type = BRIDGE_LOG;
 			event->level = get_u8(frame);
-			event->text = get_string(frame);
+			event->text = get_text(frame);
 			break;
 		default:
 			frame->bad = true;
@@ -262,7 +274,7 @@ decode_outcomes(Bridge *bridge, BridgeEvent *event)
 		outcome->partition = (int32) get_u32(frame);
 		outcome->offset = (int64) get_u64(frame);
 		outcome->error = get_string(frame);
-		outcome->detail = get_string(frame);
+		outcome->detail = get_text(frame);
 		if (outcome->class > OUTCOME_UNKNOWN || outcome->persisted > PERSISTED_YES)
 			frame->bad = true;
 	}
@@ -280,7 +292,7 @@ decode_topic(Bridge *bridge, BridgeEvent *event)
 	event->topic = get_string(frame);
 	event->topic_class = get_u8(frame);
 	event->error = get_string(frame);
-	event->text = get_string(frame);
+	event->text = get_text(frame);
 	event->partitions = (int32) get_u32(frame);
 	event->leaderless = (int32) get_u32(frame);
 	event->replication_factor = (int32) get_u32(frame);

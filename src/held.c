@@ -14,6 +14,7 @@
 #include "utils/uuid.h"
 
 #include "held.h"
+#include "safe_text.h"
 #include "store.h"
 #include "worker.h"
 
@@ -85,7 +86,7 @@ held_load(void)
 		held->state = HELD_WAITING;
 		held->cursor = message_id_clock(DatumGetUUIDP(SPI_getbinval(tuple, desc, 2, &isnull)));
 		held->reason = reason_constant(SPI_getvalue(tuple, desc, 3));
-		strlcpy(held->error, error ? error : "", sizeof(held->error));
+		safe_text_copy(held->error, error ? error : "", sizeof(held->error));
 		held->tries = DatumGetInt32(SPI_getbinval(tuple, desc, 5, &isnull));
 		held->next_try = 0;
 		held->dirty = held->outdated = held->released = false;
@@ -121,7 +122,7 @@ held_hold(const char *topic, MessageClock from, const char *reason, const char *
 	}
 	held->cursor = Min(held->cursor, from);
 	held->reason = reason_constant(reason);
-	strlcpy(held->error, error, sizeof(held->error));
+	safe_text_copy(held->error, error, sizeof(held->error));
 	held->dirty = true;
 	wait_longer(held);
 }
@@ -188,7 +189,7 @@ held_answer(const char *topic, bool usable, const char *reason, const char *erro
 	else
 	{
 		held->reason = reason_constant(reason);
-		strlcpy(held->error, error, sizeof(held->error));
+		safe_text_copy(held->error, error, sizeof(held->error));
 		wait_longer(held);
 	}
 }

@@ -20,6 +20,7 @@
 
 #include "batch.h"
 #include "recovery.h"
+#include "safe_text.h"
 #include "store.h"
 #include "topic_admin.h"
 #include "topic_config.h"
@@ -363,7 +364,7 @@ publisher_event(Worker *worker, const BridgeEvent *event)
 	{
 		char		error[WORKER_TEXT_LEN];
 
-		snprintf(error, sizeof(error), "%s: %s", event->error, event->text);
+		safe_text_printf(error, sizeof(error), "%s: %s", event->error, event->text);
 		held_answer(event->topic, event->topic_class == OUTCOME_OK,
 					event->topic_class == OUTCOME_TOPIC_DENIED ? "denied" :
 					event->topic_class == OUTCOME_TOPIC_MISSING ? "missing" :

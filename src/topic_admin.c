@@ -16,6 +16,7 @@
 #include "utils/memutils.h"
 
 #include "held.h"
+#include "safe_text.h"
 #include "store.h"
 #include "topic_admin.h"
 
@@ -135,7 +136,7 @@ request_done(const BridgeEvent *event)
 	if (event->error[0] == '\0')
 		request->error[0] = '\0';
 	else
-		snprintf(request->error, sizeof(request->error), "%s: %s", event->error, event->text);
+		safe_text_printf(request->error, sizeof(request->error), "%s: %s", event->error, event->text);
 	ereport(LOG,
 			(event->error[0] == '\0' ?
 			 errmsg("topic \"%s\" was created", request->topic) :

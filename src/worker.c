@@ -31,6 +31,7 @@
 
 #include "compat.h"
 #include "result_route.h"
+#include "safe_text.h"
 #include "store.h"
 #include "topic_config.h"
 #include "worker.h"
@@ -65,7 +66,7 @@ void
 worker_set_error(Worker *worker, const char *error)
 {
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	strlcpy(worker->slot->last_error, error, WORKER_TEXT_LEN);
+	safe_text_copy(worker->slot->last_error, error, WORKER_TEXT_LEN);
 	worker->slot->last_error_at = GetCurrentTimestamp();
 	LWLockRelease(outbox_shared->lock);
 }

@@ -10,6 +10,7 @@
 #include "common/hashfn.h"
 #include "utils/memutils.h"
 
+#include "safe_text.h"
 #include "worker.h"
 
 #define BRIDGE_DELAY_MIN	100
@@ -24,7 +25,7 @@ note_bridge(Worker *worker, pid_t pid, const char *exit)
 	slot->bridge_pid = pid;
 	if (exit != NULL)
 	{
-		strlcpy(slot->bridge_last_exit, exit, WORKER_TEXT_LEN);
+		safe_text_copy(slot->bridge_last_exit, exit, WORKER_TEXT_LEN);
 		slot->bridge_restarts++;
 	}
 	LWLockRelease(outbox_shared->lock);
@@ -41,7 +42,7 @@ note_brokers(Worker *worker, bool up, const char *reason)
 		LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 		db->brokers_known = true;
 		db->brokers_up = up;
-		strlcpy(db->brokers_reason, up ? "" : reason, WORKER_TEXT_LEN);
+		safe_text_copy(db->brokers_reason, up ? "" : reason, WORKER_TEXT_LEN);
 		LWLockRelease(outbox_shared->lock);
 	}
 	if (up)

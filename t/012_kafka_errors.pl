@@ -402,6 +402,15 @@ subtest 'brokers that are not to be talked to' => sub {
 
 	my @ids = check_unreachable('_RESOLVE', qr/no\.such\.host\.invalid.*resolve/i,
 		'outbox.bootstrap_servers' => 'no.such.host.invalid:9092');
+	# A reason too long to be kept, cut within a character for one of the two
+	foreach my $host ("\xc3\xa4" x 100, 'x' . "\xc3\xa4" x 100)
+	{
+		push @ids, check_unreachable('a long reason', qr/^x?\xc3\xa4.*resolve/i,
+			'outbox.bootstrap_servers' => "$host:9092");
+		is( $node->safe_psql('postgres', q(SELECT octet_length(brokers_reason) > 240,
+				convert_from(textsend(brokers_reason), 'UTF8') = brokers_reason, brokers_reason ~ '[?]'
+				FROM outbox.stat)), 't|t|f', 'a long reason: cut between two characters');
+	}
 	push @ids, check_unreachable('_SSL', qr/SSL_HANDSHAKE/,
 		'outbox.bootstrap_servers' => $kafka->bootstrap,
 		'outbox.kafka_config' => 'security.protocol=ssl');
