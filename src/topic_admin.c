@@ -38,6 +38,8 @@ typedef struct Request
 {
 	uint64		number;			/* the key: must be first */
 	char		topic[OUTBOX_TOPIC_LEN + 1];
+	bool		handed;			/* to the bridge */
+	bool		repeated;		/* to one before, which may have done it */
 	bool		done;
 	char		error[WORKER_TEXT_LEN];
 } Request;
@@ -58,9 +60,17 @@ make_table(const char *name, Size key, Size entry, int flags)
 void
 topic_admin_restart(void)
 {
-	if (requests != NULL)
-		hash_destroy(requests);
-	requests = make_table("outbox requests", sizeof(uint64), sizeof(Request), HASH_BLOBS);
+	HASH_SEQ_STATUS status;
+	Request    *request;
+
+	if (requests == NULL)
+		return;
+	hash_seq_init(&status, requests);
+	while ((request = hash_seq_search(&status)) != NULL)
+	{
+		request->repeated |= request->handed;
+		request->handed = false;
+	}
 }
 
 /* ---------------------------------------------------------------------
@@ -95,7 +105,7 @@ topic_admin_requests(Worker *worker)
 	uint64		rows;
 
 	if (requests == NULL)
-		topic_admin_restart();
+		requests = make_table("outbox requests", sizeof(uint64), sizeof(Request), HASH_BLOBS);
 	rows = store_execute("SELECT request, topic, partitions, replication_factor, config"
 						 " FROM outbox.topic_request WHERE finished_at IS NULL"
 						 " ORDER BY request", 0, NULL, NULL, NULL);
@@ -110,10 +120,14 @@ topic_admin_requests(Worker *worker)
 		KafkaProperty *config;
 		int			nconfig;
 
-		if (found)
+		if (!found)
+		{
+			strlcpy(request->topic, SPI_getvalue(tuple, desc, 2), sizeof(request->topic));
+			request->handed = request->repeated = request->done = false;
+		}
+		if (request->handed || request->done)
 			continue;
-		strlcpy(request->topic, SPI_getvalue(tuple, desc, 2), sizeof(request->topic));
-		request->done = false;
+		request->handed = true;
 		config = read_properties(DatumGetJsonbP(SPI_getbinval(tuple, desc, 5, &isnull)),
 								 &nconfig);
 		bridge_create_topic(worker->bridge, number, request->topic,
@@ -123,22 +137,29 @@ topic_admin_requests(Worker *worker)
 	}
 }
 
+/*
+ * A bridge that died may have had the topic created before it could say so: to
+ * the one after it the brokers say that it is there already.
+ */
 static void
 request_done(const BridgeEvent *event)
 {
 	Request    *request = NULL;
+	bool		created;
 
 	if (requests != NULL)
 		request = hash_search(requests, &event->request, HASH_FIND, NULL);
 	if (request == NULL)
 		return;
 	request->done = true;
-	if (event->error[0] == '\0')
+	created = event->error[0] == '\0' ||
+		(request->repeated && strcmp(event->error, "TOPIC_ALREADY_EXISTS") == 0);
+	if (created)
 		request->error[0] = '\0';
 	else
 		safe_text_printf(request->error, sizeof(request->error), "%s: %s", event->error, event->text);
 	ereport(LOG,
-			(event->error[0] == '\0' ?
+			(created ?
 			 errmsg("topic \"%s\" was created", request->topic) :
 			 errmsg("topic \"%s\" could not be created: %s", request->topic, request->error)));
 	held_try_now(request->topic);

@@ -165,6 +165,29 @@ subtest 'requests that fail' => sub {
 	check_others('others go on');
 };
 
+subtest 'a request, when a bridge dies before it can say that it is done' => sub {
+	my $worker = q(FROM outbox.worker WHERE kind = 'publisher');
+	my $bridge = $node->safe_psql('postgres', "SELECT bridge_pid $worker");
+
+	# A stopped one is given the request, and the message that comes with it is
+	# what the publisher waits for then.
+	kill('STOP', $bridge);
+	my $request = $node->safe_psql('postgres', q(
+		SELECT outbox.create_topic('halfway', 3, 1)
+		FROM outbox.send('there', 'with a request'::text, 'k')));
+	wait_for_value($node, 'postgres', q(SELECT count(*) FROM pg_stat_activity
+		WHERE backend_type LIKE 'outbox publisher%' AND query = 'publishing'), 1);
+	$kafka->create_topic('halfway', 3);
+	kill('KILL', $bridge);
+	wait_for_value($node, 'postgres',
+		"SELECT finished_at IS NOT NULL FROM outbox.topic_request WHERE request = $request", 't');
+	is( $node->safe_psql('postgres',
+			"SELECT error FROM outbox.topic_request WHERE request = $request"),
+		'', 'it is done, though the next one finds the topic there already');
+	isnt($node->safe_psql('postgres', "SELECT bridge_pid $worker"), $bridge, 'which it was');
+	like(request(q('halfway', 3, 1)), qr/^TOPIC_ALREADY_EXISTS: /, 'a further request is told');
+};
+
 subtest 'a missing topic, made by somebody else' => sub {
 	send_one('outside', $_) foreach (1 .. 3);
 	wait_for_state('outside', 'missing');
