@@ -934,6 +934,11 @@ BEGIN
 END
 $$;
 
+-- Waits until a message has its final status and returns that, or at the timeout
+-- the status reached.  Call it after the commit of what wrote the message.
+CREATE FUNCTION outbox.wait_for(id uuid, timeout interval) RETURNS outbox.message_status
+AS 'MODULE_PATHNAME', 'outbox_wait_for' LANGUAGE C;
+
 -- Publishes a topic's SENT and DEAD messages captured in [since, until) again.
 CREATE FUNCTION outbox.resend(topic text, since timestamptz, until timestamptz) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -26,6 +26,7 @@
 #include "compat.h"
 #include "outbox.h"
 #include "relation.h"
+#include "wait_for.h"
 
 /* This backend's announcement; NULL before its first transaction that has one */
 static Announcement *mine = NULL;
@@ -177,7 +178,10 @@ transaction_ended(bool committed)
 	pg_atomic_fetch_add_u32(&slot->generation, 1);
 
 	if (committed && wake_all)
+	{
 		wake_both(slot);
+		wait_for_wake_all();
+	}
 	else if (committed && pg_atomic_read_u32(&slot->publisher_sleeps))
 		wake(&slot->publisher);
 

@@ -25,7 +25,10 @@ extern MessageClock announce_transaction(void);
 /* Remembers an id that was taken, for the range of a prepared transaction */
 extern void announce_id(const pg_uuid_t *id);
 
-/* Makes the commit of this transaction wake the workers of this database */
+/*
+ * Makes the commit of this transaction wake the workers of this database, and
+ * all who wait for a message
+ */
 extern void announce_wake_at_commit(void);
 
 /* COMMIT PREPARED has ended: raises the generation, wakes the publisher */

@@ -28,6 +28,7 @@
 #include "compat.h"
 #include "hooks.h"
 #include "launcher.h"
+#include "wait_for.h"
 
 PG_FUNCTION_INFO_V1(outbox_check_preloaded);
 
@@ -131,8 +132,11 @@ outbox_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnly
 
 	if (commits_prepared)
 	{
-		DatabaseSlot *slot = outbox_find_database(MyDatabaseId);
+		DatabaseSlot *slot;
 
+		/* first, where no interrupt can come between: it may wait for ever */
+		wait_for_wake_all();
+		slot = outbox_find_database(MyDatabaseId);
 		if (OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true)))
 		{
 			if (slot == NULL || !slot->has_extension)

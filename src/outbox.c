@@ -20,6 +20,7 @@
 #include "kafka_config.h"
 #include "launcher.h"
 #include "outbox.h"
+#include "wait_for.h"
 
 PG_MODULE_MAGIC;
 
@@ -51,6 +52,7 @@ outbox_shmem_request(void)
 	if (prev_shmem_request_hook)
 		prev_shmem_request_hook();
 	RequestAddinShmemSpace(outbox_shmem_size());
+	RequestAddinShmemSpace(wait_for_shmem_size());
 	RequestNamedLWLockTranche(OUTBOX_EXTENSION, 1);
 }
 
@@ -95,6 +97,7 @@ outbox_shmem_startup(void)
 		for (int i = 0; i < MaxBackends; i++)
 			pg_atomic_init_u64(&outbox_shared->announcements[i].clock, 0);
 	}
+	wait_for_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }
 
@@ -244,6 +247,7 @@ _PG_init(void)
 	shmem_startup_hook = outbox_shmem_startup;
 
 	announce_init();
+	wait_for_init();
 	log_append_init();
 	topic_grants_init();
 	hooks_init();

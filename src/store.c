@@ -24,6 +24,7 @@
 
 #include "owed_call.h"
 #include "store.h"
+#include "wait_for.h"
 
 PG_FUNCTION_INFO_V1(outbox_change_status);
 
@@ -326,6 +327,11 @@ store_change_status(const pg_uuid_t *ids, int n, const StatusChange *change, boo
 	}
 	if (change->to == STATUS_DEAD && total > 0)
 		owed_calls_for_dead(ids, hit, n);
+	for (int i = 0; i < n; i++)
+	{
+		if (hit[i])
+			wait_for_changed(&ids[i]);
+	}
 	if (changed != NULL)
 		memcpy(changed, hit, n * sizeof(bool));
 	pfree(hit);
