@@ -134,7 +134,7 @@ outbox_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnly
 	{
 		DatabaseSlot *slot;
 
-		/* first, where no interrupt can come between: it may wait for ever */
+		/* before an interrupt can come between: nobody would wake them later */
 		wait_for_wake_all();
 		slot = outbox_find_database(MyDatabaseId);
 		if (OidIsValid(get_extension_oid(OUTBOX_EXTENSION, true)))

@@ -78,7 +78,6 @@ static bool too_many_changed = false;
 typedef struct Lookup
 {
 	OpenTable	open;
-	Snapshot	snapshot;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
 } Lookup;
@@ -285,11 +284,11 @@ lookup_begin(Lookup *lookup, RegProcedure equal, Datum value)
 {
 	ScanKeyData key;
 
-	lookup->snapshot = RegisterSnapshot(GetLatestSnapshot());
-	lookup->snapshot->curcid = InvalidCommandId;
+	PushCopiedSnapshot(GetLatestSnapshot());
+	GetActiveSnapshot()->curcid = InvalidCommandId;
 	lookup->slot = table_slot_create(lookup->open.table, NULL);
 	lookup->scan = index_scan_begin(lookup->open.table, lookup->open.pkey,
-									lookup->snapshot, 1);
+									GetActiveSnapshot(), 1);
 	ScanKeyEntryInitialize(&key, 0, 1, BTEqualStrategyNumber, InvalidOid,
 						   lookup->open.pkey->rd_indcollation[0], equal, value);
 	index_rescan(lookup->scan, &key, 1, NULL, 0);
@@ -302,7 +301,7 @@ lookup_end(Lookup *lookup)
 {
 	index_endscan(lookup->scan);
 	ExecDropSingleTupleTableSlot(lookup->slot);
-	UnregisterSnapshot(lookup->snapshot);
+	PopActiveSnapshot();
 	index_close(lookup->open.pkey, AccessShareLock);
 	table_close(lookup->open.table, AccessShareLock);
 }

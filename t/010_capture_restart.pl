@@ -135,6 +135,9 @@ subtest 'a promotion' => sub {
 	my ($status, $out, $err) = $standby->psql('postgres', q(SELECT outbox.send('standby', ''::text)));
 	like($err, qr/cannot execute outbox\.send\(\) (in a read-only transaction|during recovery)/,
 		'nothing can be sent on a standby');
+	($status, $out, $err) = $standby->psql('postgres',
+		q(SELECT outbox.wait_for((SELECT max(id::text)::uuid FROM outbox.log), '10 minutes')));
+	like($err, qr/cannot execute outbox\.wait_for\(\) during recovery/, 'nor waited for');
 
 	$node->safe_psql('postgres', message_from_the_future(10, 7));
 	is(new_message($node), '8|6', 'a message before the promotion');
