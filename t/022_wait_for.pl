@@ -302,7 +302,8 @@ subtest 'no wake-up is lost' => sub {
 			PERFORM outbox.wait_for(message, '10 minutes'); END LOOP; END \$\$",
 		q(SELECT 'all')) } 1 .. 2;
 	asleep($_) foreach (@waiters);
-	query("DO \$\$ $each
+	query("SET synchronous_commit = off;
+		DO \$\$ $each
 		PERFORM outbox.change_status(message, 'NEW', 'DEAD'); COMMIT; END LOOP; END \$\$");
 	ended($_, 'all', 'one after the other') foreach (@waiters);
 };
