@@ -86,14 +86,14 @@ sub start
 	my $db = ref $statements[0] ? ${ shift @statements } : 'postgres';
 	my $self = { name => 'waiter' . $number++, out => '', err => '' };
 
+	$self->{timeout} = IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default);
 	$self->{run} = IPC::Run::start(
 		[
 			'psql', '-XAtq', '-v', 'VERBOSITY=sqlstate',
 			'-d', $node->connstr($db) . " application_name=$self->{name}",
 			map { ('-c', $_) } @statements
 		],
-		'>', \$self->{out}, '2>', \$self->{err},
-		IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
+		'>', \$self->{out}, '2>', \$self->{err}, $self->{timeout});
 	return $self;
 }
 
@@ -150,6 +150,7 @@ sub ended
 	my ($self, $expected, $name) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	$self->{timeout}->start;
 	if (!eval { $self->{run}->finish; 1 } && $@ =~ /timeout/)
 	{
 		$self->{run}->kill_kill;
@@ -158,7 +159,7 @@ sub ended
 		return;
 	}
 	(my $got = "$self->{out}$self->{err}") =~ s/^ERROR:  |\n\z//mg;
-	is($got, $expected, $name);
+	ref $expected ? like($got, $expected, $name) : is($got, $expected, $name);
 	return;
 }
 
@@ -389,10 +390,7 @@ subtest 'interrupted' => sub {
 	$session = start(wait_statement($first));
 	asleep($session);
 	query("SELECT pg_terminate_backend($session->{pid})");
-	ended($session, "FATAL:  57P01\nserver closed the connection unexpectedly\n"
-		  . "\tThis probably means the server terminated abnormally\n"
-		  . "\tbefore or while processing the request.\nconnection to server was lost",
-		'terminated');
+	ended($session, qr/^FATAL:  57P01\n/, 'terminated');
 };
 
 subtest 'rights' => sub {
@@ -445,8 +443,7 @@ subtest 'a fast shutdown' => sub {
 	$start = time();
 	$node->stop('fast');
 	cmp_ok(time() - $start, '<', 30, 'is not held up');
-	$session->{run}->finish;
-	like($session->{err}, qr/57P01/, 'and ends the wait');
+	ended($session, qr/57P01/, 'and ends the wait');
 };
 
 done_testing();
