@@ -50,8 +50,8 @@ static void announce_xact_callback(XactEvent event, void *arg);
 static void announce_exit(int code, Datum arg);
 static void transaction_ended(bool committed);
 static void remember_prepared(void);
-static void wake(PGPROC *volatile *worker);
-static void wake_both(DatabaseSlot *slot);
+static void wake(DatabaseSlot *slot, WorkerKind kind);
+static void wake_workers(DatabaseSlot *slot);
 
 void
 announce_init(void)
@@ -106,17 +106,22 @@ announce_wake_now(void)
 	DatabaseSlot *slot = outbox_my_database();
 
 	pg_atomic_fetch_add_u32(&slot->generation, 1);
-	wake_both(slot);
+	wake_workers(slot);
 }
 
 /* A worker that is gone leaves its latch to somebody who stands it */
 static void
-wake(PGPROC *volatile *worker)
+wake(DatabaseSlot *slot, WorkerKind kind)
 {
-	PGPROC	   *proc = *worker;
+	WorkerSlot *workers = &slot->workers[outbox_first_worker(kind)];
 
-	if (proc != NULL)
-		SetLatch(&proc->procLatch);
+	for (int i = 0; i < outbox_max_workers(kind); i++)
+	{
+		PGPROC	   *proc = *(PGPROC *volatile *) &workers[i].proc;
+
+		if (proc != NULL)
+			SetLatch(&proc->procLatch);
+	}
 }
 
 /*
@@ -124,11 +129,11 @@ wake(PGPROC *volatile *worker)
  * of this transaction are sent after the callbacks, when they may be awake.
  */
 static void
-wake_both(DatabaseSlot *slot)
+wake_workers(DatabaseSlot *slot)
 {
 	pg_atomic_fetch_add_u32(&slot->settings_generation, 1);
-	wake(&slot->publisher);
-	wake(&slot->consumer);
+	wake(slot, WORKER_PUBLISHER);
+	wake(slot, WORKER_CONSUMER);
 }
 
 /*
@@ -179,11 +184,11 @@ transaction_ended(bool committed)
 
 	if (committed && wake_all)
 	{
-		wake_both(slot);
+		wake_workers(slot);
 		wait_for_wake_all();
 	}
 	else if (committed && pg_atomic_read_u32(&slot->publisher_sleeps))
-		wake(&slot->publisher);
+		wake(slot, WORKER_PUBLISHER);
 
 	database = NULL;
 	announced = 0;

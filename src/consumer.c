@@ -16,7 +16,6 @@
 
 #include "access/xact.h"
 #include "executor/spi.h"
-#include "storage/proc.h"
 #include "utils/memutils.h"
 
 #include "dead_replay.h"
@@ -26,6 +25,7 @@
 #include "reading_tag.h"
 #include "result_apply.h"
 #include "result_route.h"
+#include "safe_text.h"
 #include "subscribed.h"
 #include "subscription.h"
 #include "worker.h"
@@ -96,9 +96,6 @@ consumer_main(Worker *worker)
 										  ALLOCSET_DEFAULT_SIZES);
 	routes_init();
 	subscriptions_init();
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	worker->db->consumer = MyProc;
-	LWLockRelease(outbox_shared->lock);
 
 	for (;;)
 	{
@@ -437,7 +434,7 @@ client_finished(Worker *worker, const char *text)
 									  FINISHED_DELAY_MAX);
 	char		why[WORKER_TEXT_LEN];
 
-	snprintf(why, sizeof(why), "the Kafka client has failed: %s", text);
+	safe_text_printf(why, sizeof(why), "the Kafka client has failed: %s", text);
 	worker_set_error(worker, why);
 	ereport(LOG, (errmsg_internal("%s", why)));
 	worker_bridge_drop(worker, why);

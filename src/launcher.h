@@ -15,7 +15,8 @@ typedef struct WorkerArgs
 {
 	Oid			database;
 	WorkerKind	kind;
-	int			number;
+	int			number;			/* among those of its kind, from 0 */
+	int			count;			/* how many of them share the work */
 } WorkerArgs;
 
 /* Registers the launcher with the postmaster; from _PG_init */

@@ -33,6 +33,7 @@ char	   *outbox_kafka_config = NULL;
 char	   *outbox_kafka_secrets_file = NULL;
 int			outbox_ack_timeout = 10000;
 int			outbox_max_message_bytes = 1000000;
+int			outbox_consumers = 1;
 
 OutboxShared *outbox_shared = NULL;
 
@@ -226,6 +227,10 @@ define_settings(void)
 							"The largest message: payload, key and headers, and 200.",
 							NULL, &outbox_max_message_bytes, 1000000, 1000, 100 * 1024 * 1024,
 							PGC_SIGHUP, GUC_UNIT_BYTE, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.consumers",
+							"How many consumers of a database share the partitions it reads.",
+							NULL, &outbox_consumers, 1, 1, OUTBOX_MAX_CONSUMERS,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	MarkGUCPrefixReserved(OUTBOX_EXTENSION);
 }
 

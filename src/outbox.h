@@ -29,6 +29,11 @@
 /* Kafka's own limit of a topic's name */
 #define OUTBOX_TOPIC_LEN	249
 
+/* Workers of each kind that a database may have */
+#define OUTBOX_MAX_PUBLISHERS 1
+#define OUTBOX_MAX_CONSUMERS 16
+#define OUTBOX_WORKERS_PER_DATABASE (OUTBOX_MAX_PUBLISHERS + OUTBOX_MAX_CONSUMERS)
+
 /* Payload, key and headers together; the wire adds about this much */
 #define OUTBOX_MESSAGE_OVERHEAD 200
 
@@ -75,6 +80,7 @@ extern char *outbox_kafka_config;
 extern char *outbox_kafka_secrets_file;
 extern int	outbox_ack_timeout;		/* milliseconds */
 extern int	outbox_max_message_bytes;
+extern int	outbox_consumers;
 
 /*
  * A worker as outbox.worker shows it.  Written by the launcher and by the
@@ -89,6 +95,8 @@ typedef enum WorkerKind
 	WORKER_CONSUMER
 } WorkerKind;
 
+#define WORKER_KINDS		(WORKER_CONSUMER + 1)
+
 #define WORKER_TEXT_LEN		256
 
 typedef struct WorkerSlot
@@ -96,6 +104,7 @@ typedef struct WorkerSlot
 	WorkerKind	kind;
 	int			number;			/* among those of its kind and database */
 	pid_t		pid;			/* 0: not running */
+	PGPROC	   *proc;			/* whose latch to set, NULL if none */
 	char		state[64];
 	TimestampTz since;			/* of the state */
 	int64		restarts;
@@ -106,8 +115,6 @@ typedef struct WorkerSlot
 	char		bridge_last_exit[WORKER_TEXT_LEN];
 	char		librdkafka_version[32];
 } WorkerSlot;
-
-#define OUTBOX_WORKERS_PER_DATABASE 2	/* publisher, consumer */
 
 /* What a database's sessions and workers share */
 typedef struct DatabaseSlot
@@ -131,8 +138,6 @@ typedef struct DatabaseSlot
 	pg_atomic_uint32 publisher_sleeps;
 	pg_atomic_uint32 settings_generation;	/* raised when the tables that tell
 											 * the workers what to do changed */
-	PGPROC	   *publisher;		/* whose latch to set, NULL if none */
-	PGPROC	   *consumer;
 
 	/* counters since the server started */
 	pg_atomic_uint64 published;
@@ -145,8 +150,27 @@ typedef struct DatabaseSlot
 	bool		brokers_known;
 	bool		brokers_up;
 	char		brokers_reason[WORKER_TEXT_LEN];
-	WorkerSlot	workers[OUTBOX_WORKERS_PER_DATABASE];
+
+	/*
+	 * How many workers of each kind share the work.  The launcher changes it
+	 * while none of the kind runs, and no other number of them ever starts.
+	 */
+	int			count[WORKER_KINDS];
+	WorkerSlot	workers[OUTBOX_WORKERS_PER_DATABASE];	/* publishers first */
 } DatabaseSlot;
+
+/* Where the workers of a kind are in DatabaseSlot.workers, and how many fit */
+static inline int
+outbox_first_worker(WorkerKind kind)
+{
+	return kind == WORKER_PUBLISHER ? 0 : OUTBOX_MAX_PUBLISHERS;
+}
+
+static inline int
+outbox_max_workers(WorkerKind kind)
+{
+	return kind == WORKER_PUBLISHER ? OUTBOX_MAX_PUBLISHERS : OUTBOX_MAX_CONSUMERS;
+}
 
 /*
  * A transaction that may have taken message ids, from before the first of

@@ -41,6 +41,7 @@
 
 #include "partition.h"
 #include "reading_tag.h"
+#include "safe_text.h"
 #include "worker.h"
 
 /* Milliseconds between two verifications: while records arrive, and at most */
@@ -166,6 +167,7 @@ pause_partition(Partition *partition, Bridge *bridge, int64 skip, const char *wh
 	va_start(args, why);
 	vsnprintf(state->paused, sizeof(state->paused), why, args);
 	va_end(args);
+	safe_text(state->paused);
 	partition_stop(partition, bridge, DT_NOEND);
 	partition->state = PARTITION_PAUSED;
 	partition->now.dirty = true;
@@ -222,7 +224,9 @@ watch(Partition *partition, Bridge *bridge)
 	partition->watch_tag = reading_tag_new(partition);
 	partition->due = in_ms(WATCH_TIMEOUT);
 	bridge_watch(bridge, partition->watch_tag, partition->row.topic,
-				 partition->row.partition, -1);
+				 partition->row.partition,
+				 partition->now.state.next < 0 && partition->start.kind == START_TIME ?
+				 partition->start.time : -1);
 }
 
 static void
@@ -283,7 +287,8 @@ take_watermarks(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 	if (partition->now.state.next < 0)
 	{
 		/* never read */
-		begin_at(partition, partition->start.kind == START_LATEST ? high : low);
+		begin_at(partition, partition->start.kind == START_LATEST ? high :
+				 partition->start.kind == START_TIME ? event->at_time : low);
 		verified(partition, bridge);
 	}
 	else if (low > partition->now.state.next)

@@ -14,6 +14,7 @@
 
 #include "handler.h"
 #include "partition.h"
+#include "safe_text.h"
 
 LogAnchor
 partition_place(const BridgeRecord *record)
@@ -89,7 +90,7 @@ partition_retry(Partition *partition, Bridge *bridge, int64 offset, int attempts
 	state->next = partition->read = offset;
 	state->retry_attempts = attempts;
 	state->retry_at = handler_retry_at(attempts);
-	strlcpy(state->retry_error, error, sizeof(state->retry_error));
+	safe_text_copy(state->retry_error, error, sizeof(state->retry_error));
 	partition->generation++;
 	partition->now.dirty = true;
 	partition_stop(partition, bridge, state->retry_at);

@@ -442,9 +442,6 @@ publisher_main(Worker *worker)
 													ALLOCSET_DEFAULT_SIZES);
 	batch_init(&publisher->batch);
 	topic_config_init();
-	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	worker->db->publisher = MyProc;
-	LWLockRelease(outbox_shared->lock);
 
 	for (;;)
 	{

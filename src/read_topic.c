@@ -13,6 +13,7 @@
 #include "utils/memutils.h"
 
 #include "result_route.h"
+#include "safe_text.h"
 #include "read_topic.h"
 #include "subscription.h"
 
@@ -39,7 +40,9 @@ typedef struct WantedTopic
 static ReadTopic *find_topic(const char *name, ReadKind kind);
 static ReadTopic *make_topic(const WantedTopic *wanted);
 static void free_topic(ReadTopic *topic, Bridge *bridge);
-static void set_partitions(ReadTopic *topic, int npartitions, Bridge *bridge);
+static Partition *next_partition(const ReadTopic *topic, int *i);
+static void add_partitions(ReadTopic *topic, int npartitions, const Worker *worker);
+static void drop_partitions(ReadTopic *topic, int npartitions, Bridge *bridge);
 static void ask_later(ReadTopic *topic);
 static void in_trouble(Worker *worker, ReadTopic *topic, const char *trouble,
 					   const char *text);
@@ -97,7 +100,7 @@ make_topic(const WantedTopic *wanted)
 static void
 free_topic(ReadTopic *topic, Bridge *bridge)
 {
-	set_partitions(topic, 0, bridge);
+	drop_partitions(topic, 0, bridge);
 	if (topic->partitions != NULL)
 		pfree(topic->partitions);
 	pfree(topic->name);
@@ -161,21 +164,24 @@ read_topics_block(Bridge *bridge)
 		Subscription *subscription = topic->kind == READ_SUBSCRIPTION ?
 			subscription_find(topic->name) : NULL;
 		bool		blocked = subscription != NULL && subscription->trouble != NULL;
+		Partition  *partition;
+		int			next;
 
 		if (blocked == topic->blocked)
 			continue;
 		topic->blocked = blocked;
-		for (int j = 0; j < topic->npartitions; j++)
+		next = 0;
+		while ((partition = next_partition(topic, &next)) != NULL)
 		{
-			if (topic->partitions[j]->state != PARTITION_UNLOADED)
-				partition_unload(topic->partitions[j], bridge);
+			if (partition->state != PARTITION_UNLOADED)
+				partition_unload(partition, bridge);
 		}
 	}
 }
 
-/* More of them, or fewer if the topic was made anew; those that go keep their row */
+/* Where a partition is another consumer's, there is none */
 static void
-set_partitions(ReadTopic *topic, int npartitions, Bridge *bridge)
+add_partitions(ReadTopic *topic, int npartitions, const Worker *worker)
 {
 	if (npartitions > topic->npartitions)
 	{
@@ -184,20 +190,39 @@ set_partitions(ReadTopic *topic, int npartitions, Bridge *bridge)
 		topic->partitions = topic->partitions ? repalloc(topic->partitions, size) :
 			MemoryContextAlloc(TopMemoryContext, size);
 	}
-	while (topic->npartitions < npartitions)
-	{
-		topic->partitions[topic->npartitions] = partition_make(topic->name,
-															   topic->npartitions,
-															   topic->kind);
-		topic->npartitions++;
-	}
+	for (; topic->npartitions < npartitions; topic->npartitions++)
+		topic->partitions[topic->npartitions] =
+			worker_owns(worker, topic->name, topic->npartitions) ?
+			partition_make(topic->name, topic->npartitions, topic->kind) : NULL;
+}
+
+/* The topic was made anew with fewer, or isn't read any more: their rows stay */
+static void
+drop_partitions(ReadTopic *topic, int npartitions, Bridge *bridge)
+{
 	while (topic->npartitions > npartitions)
 	{
 		Partition  *partition = topic->partitions[--topic->npartitions];
 
+		if (partition == NULL)
+			continue;
 		partition_stop(partition, bridge, DT_NOEND);
 		partition_free(partition);
 	}
+}
+
+/* The next of its partitions that this consumer reads, from *i on; NULL after the last */
+static Partition *
+next_partition(const ReadTopic *topic, int *i)
+{
+	while (*i < topic->npartitions)
+	{
+		Partition  *partition = topic->partitions[(*i)++];
+
+		if (partition != NULL)
+			return partition;
+	}
+	return NULL;
 }
 
 /* ---------------------------------------------------------------------
@@ -209,29 +234,25 @@ read_topics_scan(PartitionScan *scan)
 {
 	for (; scan->topic < nread_topics; scan->topic++)
 	{
-		ReadTopic *topic = topics[scan->topic];
+		Partition  *partition = next_partition(topics[scan->topic], &scan->partition);
 
-		if (scan->partition < topic->npartitions)
-			return topic->partitions[scan->partition++];
+		if (partition != NULL)
+			return partition;
 		scan->partition = 0;
 	}
 	return NULL;
 }
 
-/* Where the partitions of a subscription begin that were never read */
-static void
-set_start(ReadTopic *topic)
+/* Where a partition of a subscription begins that was never read */
+static StartPosition
+start_position(const ReadTopic *topic, int partition)
 {
 	static const StartPosition earliest = {START_EARLIEST};
 	Subscription *subscription = subscription_find(topic->name);
 
-	if (topic->npartitions == 0)
-		return;
 	if (subscription->assigned < 0)
 		subscription_assign(subscription, topic->npartitions);
-	for (int i = 0; i < topic->npartitions; i++)
-		topic->partitions[i]->start =
-			i < subscription->assigned ? subscription->start : earliest;
+	return partition < subscription->assigned ? subscription->start : earliest;
 }
 
 void
@@ -240,17 +261,15 @@ read_topics_load(void)
 	for (int i = 0; i < nread_topics; i++)
 	{
 		ReadTopic  *topic = topics[i];
+		Partition  *partition;
+		int			next = 0;
 
-		if (topic->blocked)
-			continue;
-		for (int j = 0; j < topic->npartitions; j++)
+		while (!topic->blocked && (partition = next_partition(topic, &next)) != NULL)
 		{
-			Partition  *partition = topic->partitions[j];
-
 			if (partition->state != PARTITION_UNLOADED)
 				continue;
 			if (topic->kind == READ_SUBSCRIPTION)
-				set_start(topic);
+				partition->start = start_position(topic, partition->row.partition);
 			store_offset_read(&partition->row);
 			partition_loaded(partition);
 		}
@@ -314,7 +333,9 @@ read_topics_serve(Bridge *bridge, TimestampTz now, TimestampTz *wake)
 {
 	for (int i = 0; i < nread_topics; i++)
 	{
-		ReadTopic *topic = topics[i];
+		ReadTopic  *topic = topics[i];
+		Partition  *partition;
+		int			next = 0;
 
 		if (topic->ask_at <= now)
 		{
@@ -322,8 +343,8 @@ read_topics_serve(Bridge *bridge, TimestampTz now, TimestampTz *wake)
 			bridge_ask_topic(bridge, topic->name);
 		}
 		*wake = Min(*wake, topic->ask_at);
-		for (int j = 0; j < topic->npartitions; j++)
-			partition_serve(topic->partitions[j], bridge, now, wake);
+		while ((partition = next_partition(topic, &next)) != NULL)
+			partition_serve(partition, bridge, now, wake);
 	}
 }
 
@@ -337,9 +358,11 @@ read_topics_show(Worker *worker)
 
 	for (int i = 0; i < nread_topics; i++)
 	{
-		ReadTopic *topic = topics[i];
+		ReadTopic  *topic = topics[i];
+		int			next = 0;
 
-		partitions += topic->npartitions;
+		while (next_partition(topic, &next) != NULL)
+			partitions++;
 		if (topic->trouble != NULL && waits == NULL)
 			waits = topic;
 		else if (topic->trouble == NULL && topic->npartitions > 0)
@@ -381,22 +404,25 @@ static void
 topic_answered(Worker *worker, ReadTopic *topic, const BridgeEvent *event)
 {
 	const char *trouble = trouble_of(event->topic_class);
+	Partition  *partition;
+	int			next = 0;
 
 	topic->ask_at = DT_NOEND;
 	if (event->topic_class == OUTCOME_OK)
 	{
 		/* of what kind the change was isn't said: look at all of it */
-		set_partitions(topic, event->partitions, worker->bridge);
-		for (int i = 0; i < topic->npartitions; i++)
-			partition_verify_soon(topic->partitions[i]);
+		add_partitions(topic, event->partitions, worker);
+		drop_partitions(topic, event->partitions, worker->bridge);
+		while ((partition = next_partition(topic, &next)) != NULL)
+			partition_verify_soon(partition);
 		return;
 	}
 	ask_later(topic);
 	if (trouble == NULL)
 		return;
 	in_trouble(worker, topic, trouble, event->text);
-	for (int i = 0; i < topic->npartitions; i++)
-		partition_stop(topic->partitions[i], worker->bridge, DT_NOEND);
+	while ((partition = next_partition(topic, &next)) != NULL)
+		partition_stop(partition, worker->bridge, DT_NOEND);
 }
 
 void
@@ -457,7 +483,7 @@ in_trouble(Worker *worker, ReadTopic *topic, const char *trouble, const char *te
 		!TimestampDifferenceExceeds(topic->trouble_logged_at, now, TROUBLE_LOG_INTERVAL))
 		return;
 	topic->trouble_logged_at = now;
-	snprintf(error, sizeof(error), "%s \"%s\" is %s: %s",
+	safe_text_printf(error, sizeof(error), "%s \"%s\" is %s: %s",
 			 topic->kind == READ_RESULTS ? "result topic" : "subscribed topic",
 			 topic->name, trouble, text);
 	worker_set_error(worker, error);

@@ -22,7 +22,7 @@ typedef struct ReadTopic
 	TimestampTz trouble_logged_at;
 	TimestampTz bad_logged_at;	/* when a bad result was last logged */
 	int			npartitions;
-	Partition **partitions;
+	Partition **partitions;		/* NULL: read by another consumer */
 } ReadTopic;
 
 /* How many there are */

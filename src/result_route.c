@@ -77,7 +77,12 @@ routes_distrust(void)
 	stale = true;
 }
 
-/* Forgets former result topics whose messages are all gone, bounds new ones */
+/*
+ * Forgets former result topics whose messages are all gone, bounds new ones.
+ * Every consumer does this before it reads the routes, so that none is left
+ * with a row that has no bound: it waits for the one that is just setting it,
+ * and then finds nothing to do.
+ */
 static void
 tend_former_topics(void)
 {

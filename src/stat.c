@@ -90,8 +90,9 @@ outbox_worker_status(PG_FUNCTION_ARGS)
 		LWLockAcquire(outbox_shared->lock, LW_SHARED);
 		database = i < 0 || !outbox_shared->databases[i].has_extension ? InvalidOid :
 			outbox_shared->databases[i].oid;
-		memcpy(copy, i < 0 ? &outbox_shared->launcher_slot :
-			   outbox_shared->databases[i].workers, n * sizeof(WorkerSlot));
+		if (i < 0 || OidIsValid(database))
+			memcpy(copy, i < 0 ? &outbox_shared->launcher_slot :
+				   outbox_shared->databases[i].workers, n * sizeof(WorkerSlot));
 		LWLockRelease(outbox_shared->lock);
 		if (i >= 0 && !OidIsValid(database))
 			continue;

@@ -102,7 +102,7 @@ subscriptions_load(void)
 
 	n = store_execute("SELECT topic, handler, role, reply_topic, start,"
 					  " CASE WHEN start NOT IN ('earliest', 'latest') THEN"
-					  "  (extract(epoch FROM start::timestamptz) * 1000)::bigint END,"
+					  "  greatest(extract(epoch FROM start::timestamptz) * 1000, 0)::bigint END,"
 					  " max_attempts,"
 					  " (extract(epoch FROM handler_timeout) * 1000)::int,"
 					  " dead_letter, coalesce(assigned, -1)"

@@ -12,6 +12,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_extension.h"
 #include "commands/extension.h"
+#include "common/hashfn.h"
 #include "common/pg_prng.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -80,6 +81,15 @@ backoff_delay(int failures, long base, long max)
 		delay *= 2;
 	delay = Min(delay, max);
 	return delay / 2 + (long) (pg_prng_double(&pg_global_prng_state) * (delay / 2 + 1));
+}
+
+bool
+worker_owns(const Worker *worker, const char *topic, int32 partition)
+{
+	uint32		first = hash_bytes((const unsigned char *) topic, strlen(topic)) %
+		worker->count;
+
+	return (first + partition) % worker->count == worker->number;
 }
 
 /* ---------------------------------------------------------------------
@@ -339,10 +349,7 @@ worker_exit(int code, Datum arg)
 	bridge_stop(worker->bridge);
 	worker->bridge = NULL;
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	if (worker->db->publisher == MyProc)
-		worker->db->publisher = NULL;
-	if (worker->db->consumer == MyProc)
-		worker->db->consumer = NULL;
+	worker->slot->proc = NULL;
 	worker->slot->pid = 0;
 	worker->slot->bridge_pid = 0;
 	strlcpy(worker->slot->state, "not running", sizeof(worker->slot->state));
@@ -350,29 +357,44 @@ worker_exit(int code, Datum arg)
 	LWLockRelease(outbox_shared->lock);
 }
 
-/* Enters the worker into shared memory; false if it isn't wanted any more */
+/*
+ * Enters the worker into shared memory; false if it isn't wanted any more, or
+ * an earlier launcher's is in its place still.
+ */
 static bool
 worker_enter(Worker *worker, const WorkerArgs *args)
 {
+	WorkerSlot *slot;
 	bool		wanted;
 
 	worker->kind = args->kind;
 	worker->number = args->number;
+	worker->count = args->count;
 	worker->db = outbox_find_database(args->database);
 	if (worker->db == NULL)
 		return false;
-	worker->slot = &worker->db->workers[args->kind == WORKER_PUBLISHER ? 0 : 1];
-	this_worker = worker;
-	before_shmem_exit(worker_exit, (Datum) 0);
+	slot = &worker->db->workers[outbox_first_worker(args->kind) + args->number];
 
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-	wanted = worker->db->hold_off == 0 && worker->db->oid == args->database;
-	worker->slot->kind = args->kind;
-	worker->slot->number = args->number;
-	worker->slot->pid = MyProcPid;
-	worker->slot->since = GetCurrentTimestamp();
-	strlcpy(worker->slot->state, "starting", sizeof(worker->slot->state));
+	wanted = worker->db->hold_off == 0 && worker->db->oid == args->database &&
+		worker->db->count[args->kind] == args->count && slot->pid == 0;
+	if (wanted)
+	{
+		slot->kind = args->kind;
+		slot->number = args->number;
+		slot->pid = MyProcPid;
+		slot->proc = MyProc;
+		slot->since = GetCurrentTimestamp();
+		strlcpy(slot->state, "starting", sizeof(slot->state));
+	}
 	LWLockRelease(outbox_shared->lock);
+
+	if (wanted)
+	{
+		worker->slot = slot;
+		this_worker = worker;
+		before_shmem_exit(worker_exit, (Datum) 0);
+	}
 	return wanted;
 }
 

@@ -19,7 +19,8 @@
 typedef struct Worker
 {
 	WorkerKind	kind;
-	int			number;
+	int			number;			/* among those of its kind, from 0 */
+	int			count;			/* how many of its kind there are */
 	DatabaseSlot *db;
 	WorkerSlot *slot;			/* what outbox.worker shows */
 	Oid			extension;		/* its OID, checked in every transaction */
@@ -37,6 +38,12 @@ typedef struct Worker
 } Worker;
 
 extern PGDLLEXPORT void outbox_worker_main(Datum arg);
+
+/*
+ * Is this the one of the workers of its kind that a partition belongs to?  Each
+ * belongs to one of them, and those of a topic are spread evenly.
+ */
+extern bool worker_owns(const Worker *worker, const char *topic, int32 partition);
 
 /*
  * Begins a transaction: SPI is connected, no snapshot is taken yet.  False,
