@@ -94,6 +94,12 @@ extern void headers_push_bytes(JsonbParseState **state, const char *bytes, int l
 /* The bytes as text if they are UTF-8 that this database can show, else NULL */
 extern text *payload_text(const char *bytes, int len);
 
+/*
+ * A UTF-8 text in the database's encoding; what that has no character for
+ * becomes a question mark.
+ */
+extern char *text_to_database(const char *utf8);
+
 /* json.c */
 
 /* How to write the rows of a table as JSON */

@@ -110,7 +110,7 @@ handler_resolve(Handler *handler, Oid argument_type)
 		return psprintf("role \"%s\" may not execute function %s",
 						handler->role_name, handler->function);
 	handler->result_type = get_func_rettype(handler->oid);
-	handler->flinfo.fn_oid = InvalidOid;
+	handler->lxid = InvalidLocalTransactionId;
 	return NULL;
 }
 
@@ -177,6 +177,14 @@ handler_scope_end(void)
 	ResetTempTableNamespace();
 }
 
+/* A cancellation that came too late must not meet somebody else */
+static void
+stop_timeout(void)
+{
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	QueryCancelPending = false;
+}
+
 void
 handler_tidy_session(void)
 {
@@ -184,25 +192,10 @@ handler_tidy_session(void)
 		return;
 	session_used = false;
 	scope_level = 0;
+	stop_timeout();
 	DropAllPreparedStatements();
 	LockReleaseSession(USER_LOCKMETHOD);
 	ResetSequenceCaches();
-}
-
-int
-worker_settings_begin(void)
-{
-	int			level = NewGUCNestLevel();
-
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_SUSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	return level;
-}
-
-void
-worker_settings_end(int nest_level)
-{
-	AtEOXact_GUC(false, nest_level);
 }
 
 /* ---------------------------------------------------------------------
@@ -229,14 +222,6 @@ become(const Handler *handler, RoleSwitch *saved)
 						 CANCEL_AGAIN);
 }
 
-/* A cancellation that came too late must not meet somebody else */
-static void
-stop_timeout(void)
-{
-	disable_timeout(STATEMENT_TIMEOUT, false);
-	QueryCancelPending = false;
-}
-
 static void
 become_worker(const RoleSwitch *saved)
 {
@@ -252,8 +237,9 @@ handler_invoke(Handler *handler, Datum argument, HandlerOutcome *outcome)
 	RoleSwitch	saved;
 	Datum		result;
 
-	if (!OidIsValid(handler->flinfo.fn_oid))
+	if (handler->lxid != outbox_local_xid())
 		fmgr_info_cxt(handler->oid, &handler->flinfo, TopTransactionContext);
+	handler->lxid = outbox_local_xid();
 	InitFunctionCallInfoData(*fcinfo, &handler->flinfo, 1, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = argument;
 	fcinfo->args[0].isnull = false;

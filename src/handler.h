@@ -18,6 +18,7 @@
 
 #include "datatype/timestamp.h"
 #include "fmgr.h"
+#include "storage/lock.h"
 
 /* How many calls there may be in a transaction: each is a subtransaction */
 #define HANDLER_CALLS_MAX	50
@@ -33,7 +34,8 @@ typedef struct Handler
 	Oid			role;
 	Oid			oid;
 	Oid			result_type;
-	FmgrInfo	flinfo;
+	FmgrInfo	flinfo;			/* good for one transaction: */
+	LocalTransactionId lxid;	/* this one; invalid: not looked up */
 } Handler;
 
 typedef enum HandlerVerdict
@@ -74,10 +76,6 @@ extern void handler_scope_end(void);
 
 /* To be called when the transaction has ended, however it did */
 extern void handler_tidy_session(void);
-
-/* The worker's own settings for its own statements within a scope; they nest */
-extern int	worker_settings_begin(void);
-extern void worker_settings_end(int nest_level);
 
 /*
  * Runs body in a subtransaction.  If it raises, all that it did is undone and

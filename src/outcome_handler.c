@@ -16,6 +16,7 @@
 
 #include "outcome_handler.h"
 #include "store.h"
+#include "worker.h"
 
 /* As whom the handlers behind a result topic run */
 typedef struct ResultRole
@@ -212,5 +213,5 @@ outcome_call(OutcomeCall *call, HandlerOutcome *outcome)
 {
 	handler_isolate(call_body, call, outcome);
 	if (outcome->verdict != HANDLER_DONE)
-		call->handler->handler.flinfo.fn_oid = InvalidOid;
+		call->handler->handler.lxid = InvalidLocalTransactionId;
 }

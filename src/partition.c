@@ -41,7 +41,6 @@
 
 #include "partition.h"
 #include "reading_tag.h"
-#include "safe_text.h"
 #include "worker.h"
 
 /* Milliseconds between two verifications: while records arrive, and at most */
@@ -78,8 +77,6 @@ static PartitionNews take_error(Partition *partition, Bridge *bridge,
 								const BridgeEvent *event);
 static PartitionNews take_unreadable(Partition *partition, Bridge *bridge,
 									 const BridgeEvent *event);
-static void pause_partition(Partition *partition, Bridge *bridge, int64 skip,
-							const char *why, ...) pg_attribute_printf(4, 5);
 static TimestampTz not_before(const Partition *partition);
 
 /* ---------------------------------------------------------------------
@@ -155,27 +152,6 @@ partition_stop(Partition *partition, Bridge *bridge, TimestampTz due)
 	if (partition->state > PARTITION_PAUSED)
 		partition->state = PARTITION_WAITING;
 	partition->due = due;
-}
-
-/* Until an operator calls outbox.skip; behind which offset is for the hint */
-static void
-pause_partition(Partition *partition, Bridge *bridge, int64 skip, const char *why, ...)
-{
-	OffsetState *state = &partition->now.state;
-	va_list		args;
-
-	va_start(args, why);
-	vsnprintf(state->paused, sizeof(state->paused), why, args);
-	va_end(args);
-	safe_text(state->paused);
-	partition_stop(partition, bridge, DT_NOEND);
-	partition->state = PARTITION_PAUSED;
-	partition->now.dirty = true;
-	ereport(WARNING,
-			(errmsg("the subscription to topic \"%s\" is paused in partition %d: %s",
-					partition->row.topic, partition->row.partition, state->paused),
-			 errhint("To go on behind an offset: SELECT outbox.skip('%s', %d, " INT64_FORMAT ").",
-					 partition->row.topic, partition->row.partition, skip)));
 }
 
 void
@@ -359,7 +335,7 @@ lost(Partition *partition, Bridge *bridge, const char *why)
 	if (partition->row.kind == READ_SUBSCRIPTION)
 	{
 		partition->now.counts.lost++;
-		pause_partition(partition, bridge, partition->low - 1,
+		partition_pause(partition, bridge, partition->low - 1,
 						"position " INT64_FORMAT " is lost: %s",
 						partition->now.state.next, why);
 		return;
@@ -501,7 +477,7 @@ take_unreadable(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 	partition->unreadable_tries = 0;
 	if (partition->row.kind == READ_SUBSCRIPTION)
 	{
-		pause_partition(partition, bridge, offset,
+		partition_pause(partition, bridge, offset,
 						"the record at offset " INT64_FORMAT " can't be read: %s",
 						offset, event->text);
 		return PARTITION_NO_NEWS;

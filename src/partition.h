@@ -119,6 +119,13 @@ extern void partition_applied(Partition *partition, const LogAnchor *place);
 extern void partition_retry(Partition *partition, Bridge *bridge, int64 offset,
 							int attempts, const char *error);
 
+/*
+ * Reads no further until an operator calls outbox.skip; behind which offset is
+ * what the hint proposes.
+ */
+extern void partition_pause(Partition *partition, Bridge *bridge, int64 skip,
+							const char *why,...) pg_attribute_printf(4, 5);
+
 /* Remembers its progress, and goes back to it when the transaction has failed */
 extern void partition_remember(Partition *partition);
 extern void partition_restore(Partition *partition);

@@ -95,3 +95,23 @@ partition_retry(Partition *partition, Bridge *bridge, int64 offset, int attempts
 	partition->now.dirty = true;
 	partition_stop(partition, bridge, state->retry_at);
 }
+
+void
+partition_pause(Partition *partition, Bridge *bridge, int64 skip, const char *why,...)
+{
+	OffsetState *state = &partition->now.state;
+	va_list		args;
+
+	va_start(args, why);
+	vsnprintf(state->paused, sizeof(state->paused), why, args);
+	va_end(args);
+	safe_text(state->paused);
+	partition_stop(partition, bridge, DT_NOEND);
+	partition->state = PARTITION_PAUSED;
+	partition->now.dirty = true;
+	ereport(WARNING,
+			(errmsg("the subscription to topic \"%s\" is paused in partition %d: %s",
+					partition->row.topic, partition->row.partition, state->paused),
+			 errhint("To go on behind an offset: SELECT outbox.skip('%s', %d, " INT64_FORMAT ").",
+					 partition->row.topic, partition->row.partition, skip)));
+}

@@ -59,3 +59,47 @@ utf8_to_server(const char *utf8, int len)
 										 (unsigned char *) converted, (int) size, true);
 	return done == len ? cstring_to_text(converted) : NULL;
 }
+
+/*
+ * A text in the database's encoding; what that has no character for becomes a
+ * question mark.  The conversions of core stop at such a character, having
+ * told how far they came.
+ */
+char *
+text_to_database(const char *utf8)
+{
+	int			encoding = GetDatabaseEncoding();
+	int			len = strlen(utf8);
+	Size		size = (Size) len * MAX_CONVERSION_GROWTH + 1;
+	Oid			conversion;
+	char	   *result;
+	char	   *out;
+
+	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
+		return unconstify(char *, utf8);
+	conversion = FindDefaultConversionProc(PG_UTF8, encoding);
+	result = out = palloc(size);
+	while (len > 0)
+	{
+		int			done = OidIsValid(conversion) ?
+			pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding,
+										  (unsigned char *) unconstify(char *, utf8),
+										  len, (unsigned char *) out,
+										  result + size - out, true) : 0;
+
+		out += strlen(out);
+		utf8 += done;
+		len -= done;
+		if (len > 0)
+		{
+			int			skip = Min(pg_utf_mblen((const unsigned char *) utf8), len);
+
+			*out++ = '?';
+			*out = '\0';
+			utf8 += skip;
+			len -= skip;
+		}
+	}
+	*out = '\0';
+	return result;
+}

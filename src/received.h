@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * received.h
- *	  A record that was read and isn't applied yet.
+ *	  What the consumer has read and not applied yet.
  *
  *-------------------------------------------------------------------------
  */
@@ -10,6 +10,7 @@
 
 #include "partition.h"
 #include "result.h"
+#include "worker.h"
 
 typedef struct Received
 {
@@ -31,5 +32,32 @@ received_is_void(const Received *received)
 {
 	return received->generation != received->partition->generation;
 }
+
+/* ---- the batch of them; of the consumer's main loop only ---- */
+
+/* To be called once */
+extern void received_init(void);
+
+/* It takes no more: it has to be applied */
+extern bool received_full(void);
+
+/*
+ * Applies the batch if the event's record doesn't belong into it.  False if
+ * the bridge, and the event with it, is gone then.
+ */
+extern bool received_make_room(Worker *worker, const BridgeEvent *event);
+
+/* Puts a record into it */
+extern void received_take(Partition *partition, const BridgeEvent *event,
+						  PartitionNews news);
+
+/*
+ * Applies it and saves the positions, in one transaction; where that fails
+ * because of what handlers left to its end, in one a record.  It is empty then.
+ */
+extern void received_apply(Worker *worker);
+
+/* consumer.c: reads the configuration if it may have changed; needs SPI */
+extern void consumer_load_config(void);
 
 #endif							/* OUTBOX_RECEIVED_H */

@@ -15,13 +15,12 @@
  */
 #include "postgres.h"
 
-#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "mb/pg_wchar.h"
 #include "utils/array.h"
 #include "utils/uuid.h"
 
+#include "capture.h"
 #include "outcome_handler.h"
 #include "owed_call.h"
 #include "relation.h"
@@ -56,7 +55,6 @@ static int	change_messages(ResultGroup *groups, int ngroups, MessageStatus to);
 static void read_again(const ResultGroup *groups, int ngroups, MessageState *states);
 static void count_group(const ResultGroup *group, const MessageState *state);
 static bool counts_for(const Received *received, const MessageState *state);
-static char *to_database_encoding(const char *utf8);
 
 void
 results_apply(Received *received, int n, bool alone, int *confirmed, int *failed)
@@ -275,8 +273,8 @@ change_messages(ResultGroup *groups, int ngroups, MessageStatus to)
 			continue;
 		result = &groups[i].effective->result;
 		ids[n] = groups[i].id;
-		values[n] = to_database_encoding(result->value);
-		errors[n] = result->error ? to_database_encoding(result->error) : NULL;
+		values[n] = text_to_database(result->value);
+		errors[n] = result->error ? text_to_database(result->error) : NULL;
 		n++;
 	}
 	if (n == 0)
@@ -422,8 +420,8 @@ make_outcome_call(const ResultGroup *group, bool alone)
 	OutcomeCall call = {.handler = group->handler,.id = group->id,.change = true,
 	.alone = alone};
 
-	call.result = to_database_encoding(result->value);
-	call.error = result->error ? to_database_encoding(result->error) : NULL;
+	call.result = text_to_database(result->value);
+	call.error = result->error ? text_to_database(result->error) : NULL;
 	return call;
 }
 
@@ -461,48 +459,4 @@ owe_call(ResultGroup *group, const char *trouble)
 			sizeof(outcome.sqlstate));
 	owed_call_add(&call, group->handler->topic, &outcome);
 	group->applied = true;
-}
-
-/*
- * A text in the database's encoding; what that has no character for becomes a
- * question mark.  The conversions of core stop at such a character, having
- * told how far they came.
- */
-static char *
-to_database_encoding(const char *utf8)
-{
-	int			encoding = GetDatabaseEncoding();
-	int			len = strlen(utf8);
-	Size		size = (Size) len * MAX_CONVERSION_GROWTH + 1;
-	Oid			conversion;
-	char	   *result;
-	char	   *out;
-
-	if (encoding == PG_UTF8 || encoding == PG_SQL_ASCII)
-		return unconstify(char *, utf8);
-	conversion = FindDefaultConversionProc(PG_UTF8, encoding);
-	result = out = palloc(size);
-	while (len > 0)
-	{
-		int			done = OidIsValid(conversion) ?
-			pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding,
-										  (unsigned char *) unconstify(char *, utf8),
-										  len, (unsigned char *) out,
-										  result + size - out, true) : 0;
-
-		out += strlen(out);
-		utf8 += done;
-		len -= done;
-		if (len > 0)
-		{
-			int			skip = Min(pg_utf_mblen((const unsigned char *) utf8), len);
-
-			*out++ = '?';
-			*out = '\0';
-			utf8 += skip;
-			len -= skip;
-		}
-	}
-	*out = '\0';
-	return result;
 }

@@ -57,7 +57,7 @@ handled_call(Handled *handled)
 
 	handler_isolate(call_body, handled, &handled->outcome);
 	if (handled->outcome.verdict != HANDLER_DONE)
-		subscription->handler.flinfo.fn_oid = InvalidOid;
+		subscription->handler.lxid = InvalidLocalTransactionId;
 	switch (handled->outcome.verdict)
 	{
 		case HANDLER_DONE:
@@ -151,6 +151,15 @@ attempts_before(const Received *received)
 	return state->next == received->place.offset ? state->retry_attempts : 0;
 }
 
+/* The configuration may have changed since the batch was put together */
+static bool
+can_be_handled(const Subscription *subscription, const Handled *first, int nbefore)
+{
+	return subscription != NULL && subscription->trouble == NULL &&
+		(nbefore == 0 ||
+		 subscription->handler.role == first->subscription->handler.role);
+}
+
 /*
  * Makes the array of what can be handled; where gives each one's place among
  * the received.  The partitions of the others begin again when they can be.
@@ -167,7 +176,7 @@ make_handled(Worker *worker, Received *received, int n, int *nhandled, int *wher
 
 		if (received_is_void(&received[i]))
 			continue;
-		if (subscription == NULL || subscription->trouble != NULL)
+		if (!can_be_handled(subscription, handled, *nhandled))
 		{
 			partition_unload(received[i].partition, worker->bridge);
 			continue;

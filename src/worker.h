@@ -53,12 +53,6 @@ extern bool worker_owns(const Worker *worker, const char *topic, int32 partition
  */
 extern bool worker_begin(Worker *worker);
 
-/*
- * Within a nest level of settings: those that are a worker's own get the
- * values they would have in any session of this database.
- */
-extern void worker_settings_reset(void);
-
 /* Commits it, as synchronously as the local disk allows */
 extern void worker_commit(Worker *worker);
 
@@ -100,6 +94,21 @@ extern void worker_bridge_drop(Worker *worker, const char *why);
 
 /* The same where it failed: that is logged, and there is a back-off */
 extern void worker_bridge_failed(Worker *worker, const char *how);
+
+/* ---- settings; worker_settings.c ---- */
+
+/* Gives the session its own; once a process */
+extern void worker_settings_init(void);
+
+/*
+ * Within a nest level of settings: those that are a worker's own get the
+ * values they would have in any session of this database.
+ */
+extern void worker_settings_reset(void);
+
+/* The worker's own search path for its own statements among others' settings */
+extern int	worker_settings_begin(void);
+extern void worker_settings_end(int nest_level);
 
 /* What outbox.worker shows */
 extern void worker_set_state(Worker *worker, const char *state);

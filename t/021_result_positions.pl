@@ -57,20 +57,20 @@ subtest 'a topic that is made later, and grows' => sub {
 
 	$kafka->create_topic($topic, 1);
 	$test->set_topic($topic, $results);
-	$test->wait_for_state(qr/^result topic "$results" is missing/);
+	$test->wait_for_state(qr/^topic "$results" is missing/);
 	like(slurp_file($node->logfile), qr/LOG:  result topic "$results" is missing/,
 		'a missing one shows');
 	$kafka->create_topic($results, 1);
 	my @ids = $test->messages($topic, 3);
 	$kafka->produce($results, successes($ids[0]));
 	$test->counts_are($results, { applied => 1 }, 'it is read once it is there');
-	$test->wait_for_state('reading 1 partition of 1 result topic');
+	$test->wait_for_state('reading 1 partition of 1 topic');
 
 	$kafka->add_partitions($results, 3);
 	$kafka->produce($results,
 		map { { partition => $_, key => $ids[$_], value => 'SUCCESS' } } 1, 2);
 	$test->counts_are($results, { applied => 3 }, 'new partitions are');
-	$test->wait_for_state('reading 3 partitions of 1 result topic');
+	$test->wait_for_state('reading 3 partitions of 1 topic');
 	is($test->lost($results), 0, 'no position was lost');
 };
 
@@ -81,7 +81,7 @@ subtest 'a topic that may not be read' => sub {
 	$kafka->produce($results, successes($ids[0]));
 	$test->counts_are($results, { applied => 1 }, 'it is read');
 	$kafka->acl_add('User:ANONYMOUS', 'deny', 'read', 'topic', $results);
-	$test->wait_for_state(qr/^result topic "$results" is denied/);
+	$test->wait_for_state(qr/^topic "$results" is denied/);
 	$kafka->produce($results, successes($ids[1]));
 	$kafka->acl_remove('User:ANONYMOUS', 'deny', 'read', 'topic', $results);
 	$test->counts_are($results, { applied => 2 }, 'it is read again when that is over');

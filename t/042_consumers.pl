@@ -69,7 +69,7 @@ sub shared_by
 	wait_for_consumers($n);
 	wait_for_value($node, 'postgres',
 		q(SELECT string_agg(DISTINCT state, '; ') FROM outbox.worker WHERE kind = 'consumer'),
-		"reading $each partition" . ($each == 1 ? q() : "s") . " of 1 result topic")
+		"reading $each partition" . ($each == 1 ? q() : "s") . " of 1 topic")
 	  and pass($name);
 	return;
 }

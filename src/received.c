@@ -1,0 +1,347 @@
+/*-------------------------------------------------------------------------
+ *
+ * received.c
+ *	  The consumer's batch: what was read and isn't applied yet, and the
+ *	  transaction that applies it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "utils/memutils.h"
+
+#include "outcome_handler.h"
+#include "read_topic.h"
+#include "reading_tag.h"
+#include "received.h"
+#include "result_apply.h"
+#include "subscribed.h"
+#include "subscription.h"
+
+/* A batch takes no further record once it has so many, or so many bytes */
+#define BATCH_RECORDS	1000
+#define BATCH_BYTES		(1024 * 1024)
+
+/* Bad results of a topic are logged this often (ms) */
+#define BAD_LOG_INTERVAL 60000
+
+typedef struct Batch
+{
+	MemoryContext context;
+	Received	received[BATCH_RECORDS];
+	int			n;
+	Size		bytes;
+	ReadKind	kind;
+	const char *role;			/* whose handlers it calls; NULL: none */
+	int			limit;
+} Batch;
+
+static Batch batch;
+
+static const char *role_of(const Partition *partition);
+static void take_result(Received *received, const BridgeEvent *event);
+static BridgeRecord copy_record(const BridgeRecord *record);
+static void log_bad(Partition *partition, int64 offset, const char *problem);
+static bool apply_some(Worker *worker, Received *received, int n, bool alone);
+static void apply_in_transaction(Worker *worker, Received *received, int n, bool alone);
+static void for_dirty(void (*what) (Partition *));
+static bool anything_to_save(void);
+static bool lock_positions(void);
+static void save_positions(void);
+
+/* ---------------------------------------------------------------------
+ * What is in it
+ * --------------------------------------------------------------------- */
+
+void
+received_init(void)
+{
+	batch.context = AllocSetContextCreate(TopMemoryContext, "outbox batch",
+										  ALLOCSET_DEFAULT_SIZES);
+}
+
+bool
+received_full(void)
+{
+	return batch.n > 0 && (batch.n >= batch.limit || batch.bytes >= BATCH_BYTES);
+}
+
+/* Whose handlers the records of a partition call; NULL: nobody's */
+static const char *
+role_of(const Partition *partition)
+{
+	const Subscription *subscription;
+
+	if (partition->row.kind == READ_RESULTS)
+		return outcome_handlers_role(partition->row.topic);
+	subscription = subscription_find(partition->row.topic);
+	return subscription ? subscription->handler.role_name : NULL;
+}
+
+bool
+received_make_room(Worker *worker, const BridgeEvent *event)
+{
+	Partition  *partition = reading_tag_owner(event->tag);
+	const char *role;
+
+	if (partition == NULL || event->type == BRIDGE_WATERMARKS)
+		return true;
+	role = role_of(partition);
+	if (batch.n > 0 &&
+		(batch.kind != partition->row.kind || (batch.role == NULL) != (role == NULL) ||
+		 (role != NULL && strcmp(role, batch.role) != 0)))
+	{
+		received_apply(worker);
+		if (worker->bridge == NULL)
+			return false;
+	}
+	if (batch.n == 0)
+	{
+		batch.kind = partition->row.kind;
+		batch.role = role ? MemoryContextStrdup(batch.context, role) : NULL;
+		batch.limit = role == NULL ? BATCH_RECORDS : role[0] ? HANDLER_CALLS_MAX : 1;
+	}
+	return true;
+}
+
+void
+received_take(Partition *partition, const BridgeEvent *event, PartitionNews news)
+{
+	Received   *received = &batch.received[batch.n++];
+	MemoryContext old = MemoryContextSwitchTo(batch.context);
+
+	memset(received, 0, sizeof(Received));
+	received->partition = partition;
+	received->generation = partition->generation;
+	if (news == PARTITION_UNREADABLE_RECORD)
+	{
+		received->place.offset = partition->read - 1;
+		received->problem = "it can't be read";
+	}
+	else
+	{
+		received->place = partition_place(&event->record);
+		batch.bytes += event->record.key_len + event->record.value_len;
+		if (partition->row.kind == READ_RESULTS)
+			take_result(received, event);
+		else
+			received->record = copy_record(&event->record);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+static void
+take_result(Received *received, const BridgeEvent *event)
+{
+	received->problem = result_parse(&event->record, &received->result);
+	if (received->problem != NULL)
+		log_bad(received->partition, event->record.offset, received->problem);
+}
+
+static char *
+copy_bytes(const char *bytes, int len)
+{
+	char	   *copy;
+
+	if (bytes == NULL)
+		return NULL;
+	copy = palloc(len + 1);
+	memcpy(copy, bytes, len);
+	copy[len] = '\0';
+	return copy;
+}
+
+static BridgeRecord
+copy_record(const BridgeRecord *record)
+{
+	BridgeRecord copy = *record;
+
+	copy.key = copy_bytes(record->key, record->key_len);
+	copy.value = copy_bytes(record->value, record->value_len);
+	copy.headers = palloc(Max(record->nheaders, 1) * sizeof(BridgeHeader));
+	for (int i = 0; i < record->nheaders; i++)
+	{
+		copy.headers[i] = record->headers[i];
+		copy.headers[i].name = pstrdup(record->headers[i].name);
+		copy.headers[i].value = copy_bytes(record->headers[i].value,
+										   record->headers[i].len);
+	}
+	return copy;
+}
+
+static void
+log_bad(Partition *partition, int64 offset, const char *problem)
+{
+	ReadTopic  *topic = read_topic_of(partition);
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (topic->bad_logged_at != 0 &&
+		!TimestampDifferenceExceeds(topic->bad_logged_at, now, BAD_LOG_INTERVAL))
+		return;
+	topic->bad_logged_at = now;
+	ereport(WARNING,
+			(errmsg("bad result in topic \"%s\" partition %d at offset " INT64_FORMAT ": %s",
+					topic->name, partition->row.partition, offset, problem),
+			 errdetail("It is counted and passed over; others within a minute are not logged.")));
+}
+
+/* ---------------------------------------------------------------------
+ * Applying it
+ * --------------------------------------------------------------------- */
+
+void
+received_apply(Worker *worker)
+{
+	int			n = batch.n;
+
+	if (n == 0 && !anything_to_save())
+		return;
+
+	/* read_topics_unload and the like find the batch empty */
+	batch.n = 0;
+	if (!apply_some(worker, batch.received, n, n == 1))
+	{
+		for (int i = 0; i < n; i++)
+			(void) apply_some(worker, &batch.received[i], 1, true);
+	}
+	batch.bytes = 0;
+	MemoryContextReset(batch.context);
+}
+
+/* True unless the records have to be applied again, each alone */
+static bool
+apply_some(Worker *worker, Received *received, int n, bool alone)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool done = true;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (!received_is_void(&received[i]))
+			received[i].partition->now.dirty = true;
+	}
+	if (!worker_begin(worker))
+	{
+		read_topics_unload(worker->bridge);
+		return true;
+	}
+	for_dirty(partition_remember);
+	if (!lock_positions())
+	{
+		SPI_finish();
+		AbortCurrentTransaction();
+		ereport(LOG,
+				(errmsg("the positions in the topics were changed by somebody else"),
+				 errdetail("Reading goes on from there.")));
+		read_topics_unload(worker->bridge);
+		return true;
+	}
+	PG_TRY();
+	{
+		apply_in_transaction(worker, received, n, alone);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		if (alone || batch.role == NULL)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		ereport(LOG,
+				(errmsg("a batch of %d records is handled again, each alone: %s",
+						n, error->message)));
+		FreeErrorData(error);
+		for_dirty(partition_restore);
+		done = false;
+	}
+	PG_END_TRY();
+	handler_tidy_session();
+	if (done)
+		for_dirty(partition_saved);
+	return done;
+}
+
+static void
+apply_in_transaction(Worker *worker, Received *received, int n, bool alone)
+{
+	int			confirmed = 0;
+	int			failed = 0;
+
+	consumer_load_config();
+	if (batch.kind == READ_RESULTS)
+		results_apply(received, n, alone, &confirmed, &failed);
+	else
+		subscribed_handle(worker, received, n, alone);
+	save_positions();
+	worker_commit(worker);
+
+	pg_atomic_fetch_add_u64(&worker->db->confirmed, confirmed);
+	pg_atomic_fetch_add_u64(&worker->db->failed, failed);
+	if (n > 0)
+		worker_bridge_proved(worker);
+}
+
+static void
+for_dirty(void (*what) (Partition *))
+{
+	PartitionScan scan = {0};
+	Partition  *partition;
+
+	while ((partition = read_topics_scan(&scan)) != NULL)
+	{
+		if (partition->now.dirty)
+			what(partition);
+	}
+}
+
+static bool
+anything_to_save(void)
+{
+	PartitionScan scan = {0};
+	Partition  *partition;
+
+	while ((partition = read_topics_scan(&scan)) != NULL)
+	{
+		if (partition->now.dirty)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Locks the rows of all partitions that the batch is about.  False if one of
+ * them isn't as we left it.
+ */
+static bool
+lock_positions(void)
+{
+	PartitionScan scan = {0};
+	Partition  *partition;
+
+	while ((partition = read_topics_scan(&scan)) != NULL)
+	{
+		if (partition->now.dirty &&
+			!store_offset_lock(&partition->row, &partition->now.state))
+			return false;
+	}
+	return true;
+}
+
+static void
+save_positions(void)
+{
+	PartitionScan scan = {0};
+	Partition  *partition;
+
+	while ((partition = read_topics_scan(&scan)) != NULL)
+	{
+		if (partition->now.dirty)
+			store_offset_save(&partition->row, &partition->now.state,
+							  &partition->now.counts);
+	}
+}
