@@ -205,6 +205,7 @@ CREATE TABLE outbox.consumer_offset (
 	anchor_offset bigint,		-- a record that was applied, to know the log by
 	anchor_timestamp bigint,
 	anchor_checksum bigint,
+	end_offset bigint,			-- of the log, as it was last seen
 	paused text,				-- why nothing is read until outbox.skip is called
 	retry_attempts int,			-- of the record at next_offset, whose handler failed
 	retry_at timestamptz,
@@ -557,7 +558,7 @@ CREATE VIEW outbox.subscription AS
 			ELSE 'starting'
 		END AS state,
 		coalesce(t.trouble, o.paused, o.retry_error) AS reason,
-		o.partitions, o.partitions_paused, o.partitions_retrying,
+		o.partitions, o.partitions_paused, o.partitions_retrying, o.lag,
 		o.records_handled, o.records_failed, o.records_repeated, o.records_dead,
 		o.positions_lost, o.updated_at
 	FROM outbox.subscription_config AS s,
@@ -572,6 +573,7 @@ CREATE VIEW outbox.subscription AS
 													 p.partition, p.next_offset,
 													 p.retry_attempts, p.retry_error))
 						FILTER (WHERE p.retry_at IS NOT NULL) AS retry_error,
+					pg_catalog.sum(greatest(p.end_offset - p.next_offset, 0))::bigint AS lag,
 					coalesce(pg_catalog.sum(p.applied), 0)::bigint AS records_handled,
 					coalesce(pg_catalog.sum(p.failed), 0)::bigint AS records_failed,
 					coalesce(pg_catalog.sum(p.repeated), 0)::bigint AS records_repeated,

@@ -64,6 +64,7 @@ static void read_from(Partition *partition, Bridge *bridge, PartitionState state
 					  int64 offset);
 static void take_watermarks(Partition *partition, Bridge *bridge,
 							const BridgeEvent *event);
+static void see_end(Partition *partition, int64 end);
 static void begin_at(Partition *partition, int64 offset);
 static void verified(Partition *partition, Bridge *bridge);
 static void unclear(Partition *partition, Bridge *bridge, const char *why);
@@ -117,7 +118,7 @@ partition_loaded(Partition *partition)
 	if (partition->row.exists)
 		partition->now.state = partition->row.state;
 	else
-		partition->now.state.next = -1;
+		partition->now.state.next = partition->now.state.end = -1;
 	partition->read = partition->now.state.next;
 	partition->generation++;
 	partition->state = partition->now.state.paused[0] ? PARTITION_PAUSED : PARTITION_WAITING;
@@ -260,6 +261,7 @@ take_watermarks(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 	int64		high = event->high;
 
 	partition->low = low;
+	see_end(partition, high);
 	if (partition->now.state.next < 0)
 	{
 		/* never read */
@@ -286,6 +288,17 @@ take_watermarks(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 		}
 		verified(partition, bridge);
 	}
+}
+
+/* Where people can see it, if there is something to see: that we are behind */
+static void
+see_end(Partition *partition, int64 end)
+{
+	OffsetState *state = &partition->now.state;
+
+	state->end = Max(end, partition->read);
+	if (state->end > state->next && state->end != partition->row.state.end)
+		partition->now.dirty = true;
 }
 
 static void
@@ -414,14 +427,26 @@ take_record(Partition *partition, const BridgeRecord *record)
 }
 
 /*
- * With nothing between here and the end of what can be read, the offset is
- * that of the next record.
+ * The offset is that of the next record to come.  Between the last one and it
+ * there may be some that we don't get to see: marks of transactions, records
+ * that were aborted.
  */
 static void
 take_caught_up(Partition *partition, Bridge *bridge, int64 offset)
 {
+	OffsetState *state = &partition->now.state;
+
 	if (partition->state == PARTITION_READING)
+	{
 		partition->failures = 0;
+		if (offset > partition->read && state->next == partition->read)
+		{
+			state->next = partition->read = offset;
+			state->end = Max(state->end, offset);
+			state->retry_attempts = 0;
+			partition->now.dirty = true;
+		}
+	}
 	else if (offset > partition->now.state.anchor.offset)
 		gone(partition, bridge);
 	else

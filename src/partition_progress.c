@@ -75,6 +75,7 @@ partition_applied(Partition *partition, const LogAnchor *place)
 	if (place->kind == ANCHOR_RECORD)
 		partition->now.last = *place;
 	state->next = place->offset + 1;
+	state->end = Max(state->end, state->next);
 	state->retry_attempts = 0;
 	state->retry_error[0] = '\0';
 	partition->now.active = true;

@@ -20,16 +20,16 @@
 
 #define ROW_COLUMNS \
 	"ctid, next_offset, anchor_offset, anchor_timestamp, anchor_checksum," \
-	" paused, retry_attempts, retry_at, retry_error"
+	" paused, retry_attempts, retry_at, retry_error, end_offset"
 
 #define KEY_CONDITION	"topic = $1 AND partition = $2 AND kind = $3"
 
 /* Of a statement's first parameters, and of the next */
 #define NKEYS	4
-#define NSTATES 8
+#define NSTATES 9
 
 #define KEY_TYPES	TEXTOID, INT4OID, CHAROID, TIDOID
-#define STATE_TYPES	INT8OID, INT8OID, INT8OID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID
+#define STATE_TYPES	INT8OID, INT8OID, INT8OID, INT8OID, TEXTOID, INT4OID, TIMESTAMPTZOID, TEXTOID, INT8OID
 
 static Datum
 get_column(int column, bool *isnull)
@@ -80,6 +80,9 @@ take_row(OffsetRow *row)
 		state->retry_attempts = 0;
 	state->retry_at = get_int64(8, &isnull);
 	get_text(9, state->retry_error);
+	state->end = get_int64(10, &isnull);
+	if (isnull)
+		state->end = -1;
 	SPI_freetuptable(SPI_tuptable);
 }
 
@@ -120,11 +123,13 @@ state_values(const OffsetState *state, Datum *values, char *nulls)
 	values[5] = Int32GetDatum(state->retry_attempts);
 	values[6] = TimestampTzGetDatum(state->retry_at);
 	values[7] = CStringGetTextDatum(state->retry_error);
+	values[8] = Int64GetDatum(state->end);
 	nulls[0] = ' ';
 	nulls[1] = anchor->kind == ANCHOR_NONE ? 'n' : ' ';
 	nulls[2] = nulls[3] = anchor->kind == ANCHOR_RECORD ? ' ' : 'n';
 	nulls[4] = state->paused[0] ? ' ' : 'n';
 	nulls[5] = nulls[6] = nulls[7] = retry ? ' ' : 'n';
+	nulls[8] = state->end >= 0 ? ' ' : 'n';
 }
 
 static bool
@@ -139,8 +144,9 @@ make_row(OffsetRow *row, const OffsetState *state)
 	state_values(state, values + NKEYS, nulls + NKEYS);
 	if (store_execute("INSERT INTO outbox.consumer_offset (topic, partition, kind, next_offset,"
 					  "  anchor_offset, anchor_timestamp, anchor_checksum,"
-					  "  paused, retry_attempts, retry_at, retry_error, updated_at)"
-					  " VALUES ($1, $2, $3, $5, $6, $7, $8, $9, $10, $11, $12,"
+					  "  paused, retry_attempts, retry_at, retry_error, end_offset,"
+					  "  updated_at)"
+					  " VALUES ($1, $2, $3, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
 					  "  pg_catalog.clock_timestamp())"
 					  " ON CONFLICT DO NOTHING RETURNING " ROW_COLUMNS,
 					  NKEYS + NSTATES, types, values, nulls) == 0)
@@ -198,9 +204,10 @@ store_offset_save(OffsetRow *row, const OffsetState *state, const RecordCounts *
 	if (store_execute("UPDATE outbox.consumer_offset SET next_offset = $5,"
 					  " anchor_offset = $6, anchor_timestamp = $7, anchor_checksum = $8,"
 					  " paused = $9, retry_attempts = $10, retry_at = $11, retry_error = $12,"
-					  " applied = applied + $13, failed = failed + $14, dead = dead + $15,"
-					  " repeated = repeated + $16, contrary = contrary + $17,"
-					  " unknown = unknown + $18, bad = bad + $19, lost = lost + $20,"
+					  " end_offset = $13,"
+					  " applied = applied + $14, failed = failed + $15, dead = dead + $16,"
+					  " repeated = repeated + $17, contrary = contrary + $18,"
+					  " unknown = unknown + $19, bad = bad + $20, lost = lost + $21,"
 					  " updated_at = pg_catalog.clock_timestamp()"
 					  " WHERE " KEY_CONDITION " AND ctid = $4"
 					  " RETURNING " ROW_COLUMNS,

@@ -43,6 +43,7 @@ typedef struct LogAnchor
 typedef struct OffsetState
 {
 	int64		next;			/* the first offset not applied; -1: the log's start */
+	int64		end;			/* of the log, when it was last seen; -1: unknown */
 	LogAnchor	anchor;
 	char		paused[OFFSET_TEXT_LEN];	/* why nothing is read; "" if it is */
 
