@@ -78,6 +78,13 @@ CREATE TABLE outbox.held (
 
 COMMENT ON TABLE outbox.held IS 'topics whose messages wait';
 
+CREATE TABLE outbox.paused (
+	topic text PRIMARY KEY,
+	since timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+COMMENT ON TABLE outbox.paused IS 'topics that are held by hand; see outbox.pause';
+
 CREATE TABLE outbox.recovery (
 	result_timeout bigint PRIMARY KEY,	-- in microseconds
 	cursor uuid NOT NULL
@@ -325,7 +332,7 @@ DO $$
 DECLARE
 	name text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'delayed', 'topic_config',
+	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'paused', 'delayed', 'topic_config',
 								'topic_grant', 'topic_state', 'consumer_offset',
 								'subscription_config', 'dead_record_data',
 								'dead_record_data_number_seq', 'handler_call',
@@ -506,12 +513,16 @@ CREATE VIEW outbox.stat AS
 
 CREATE VIEW outbox.topic AS
 	SELECT t.topic,
-		CASE WHEN h.topic IS NULL THEN 'ready' ELSE h.reason END AS state,
-		h.since AS held_since, h.error, h.tries,
-		CASE h.reason
-			WHEN 'missing' THEN pg_catalog.format('create it: SELECT outbox.create_topic(%L, partitions => 6, replication_factor => 3)', t.topic)
-			WHEN 'denied' THEN pg_catalog.format('allow WRITE and DESCRIBE on the topic: kafka-acls --add --allow-principal User:... --operation Write --operation Describe --topic %s', t.topic)
-			WHEN 'misconfigured' THEN 'mend the topic''s settings on the broker, or its name'
+		CASE WHEN p.topic IS NOT NULL THEN 'paused'
+			WHEN h.topic IS NULL THEN 'ready'
+			WHEN h.reason = 'paused' THEN 'resuming'
+			ELSE h.reason
+		END AS state,
+		coalesce(p.since, h.since) AS held_since, h.error, h.tries,
+		CASE WHEN p.topic IS NOT NULL THEN pg_catalog.format('SELECT outbox.resume(%L)', t.topic)
+			WHEN h.reason = 'missing' THEN pg_catalog.format('create it: SELECT outbox.create_topic(%L, partitions => 6, replication_factor => 3)', t.topic)
+			WHEN h.reason = 'denied' THEN pg_catalog.format('allow WRITE and DESCRIBE on the topic: kafka-acls --add --allow-principal User:... --operation Write --operation Describe --topic %s', t.topic)
+			WHEN h.reason = 'misconfigured' THEN 'mend the topic''s settings on the broker, or its name'
 		END AS hint,
 		coalesce(b.messages, 0) AS backlog,
 		pg_catalog.clock_timestamp() - b.oldest AS oldest_new_age,
@@ -528,10 +539,12 @@ CREATE VIEW outbox.topic AS
 		  UNION SELECT result_topic FROM outbox.topic_config WHERE result_topic IS NOT NULL
 		  UNION SELECT topic FROM outbox.topic_state
 		  UNION SELECT topic FROM outbox.held
+		  UNION SELECT topic FROM outbox.paused
 		  UNION SELECT topic FROM outbox.consumer_offset
 		  UNION SELECT topic FROM outbox.backlog()) AS t
 		LEFT JOIN LATERAL (SELECT * FROM outbox.held AS one WHERE one.topic = t.topic
 						   ORDER BY one.partition LIMIT 1) AS h ON true
+		LEFT JOIN outbox.paused AS p ON p.topic = t.topic
 		LEFT JOIN outbox.backlog() AS b ON b.topic = t.topic
 		LEFT JOIN outbox.topic_config AS c ON c.topic = t.topic
 		LEFT JOIN outbox.topic_state AS s ON s.topic = t.topic
@@ -948,6 +961,32 @@ BEGIN
 	RAISE feature_not_supported USING
 		MESSAGE = 'resending by topic and time is not supported yet',
 		HINT = 'Call outbox.resend(id) for each message.';
+END
+$$;
+
+-- Keeps the messages of a topic back until outbox.resume; capture goes on.
+CREATE FUNCTION outbox.pause(topic text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF pause.topic IS NULL THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'the topic must not be null';
+	END IF;
+	PERFORM outbox.check_topic_name(pause.topic);
+	INSERT INTO outbox.paused VALUES (pause.topic) ON CONFLICT DO NOTHING;
+	PERFORM outbox.config_changed();
+END
+$$;
+
+-- Lets them go on, in order.
+CREATE FUNCTION outbox.resume(topic text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	DELETE FROM outbox.paused AS p WHERE p.topic = resume.topic;
+	IF NOT FOUND THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('topic "%s" is not paused', resume.topic);
+	END IF;
+	PERFORM outbox.config_changed();
 END
 $$;
 

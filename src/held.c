@@ -89,8 +89,44 @@ held_load(void)
 		safe_text_copy(held->error, error ? error : "", sizeof(held->error));
 		held->tries = DatumGetInt32(SPI_getbinval(tuple, desc, 5, &isnull));
 		held->next_try = 0;
-		held->dirty = held->outdated = held->released = false;
+		held->dirty = held->outdated = held->released = held->paused = false;
 	}
+}
+
+static void
+pause_topic(const char *topic, MessageClock from)
+{
+	bool		found;
+	Held	   *held = held_enter(topic, &found);
+
+	if (!found || held->released)
+	{
+		held->cursor = from;
+		held->tries = 0;
+		held->released = held->outdated = false;
+		held_begin_pass(held);
+	}
+	held->state = HELD_WAITING;
+	held->paused = held->dirty = true;
+	held->reason = reason_constant("paused");
+	held->error[0] = '\0';
+}
+
+void
+held_load_paused(MessageClock from)
+{
+	uint64		rows = store_execute("SELECT topic FROM outbox.paused", 0, NULL, NULL, NULL);
+	HeldIterator iterator = {0};
+	Held	   *held;
+
+	while ((held = held_next(&iterator)) != NULL)
+	{
+		if (held->paused)
+			held->next_try = 0;
+		held->paused = false;
+	}
+	for (uint64 i = 0; i < rows; i++)
+		pause_topic(SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1), from);
 }
 
 static void
@@ -114,7 +150,7 @@ held_hold(const char *topic, MessageClock from, const char *reason, const char *
 	{
 		held->cursor = from;
 		held->tries = 0;
-		held->released = false;
+		held->released = held->paused = false;
 		held_begin_pass(held);
 		ereport(LOG,
 				(errmsg("topic \"%s\" is held: %s", topic, error),
@@ -199,7 +235,7 @@ held_try_now(const char *topic)
 {
 	Held	   *held = held_find(topic);
 
-	if (held != NULL && held->state <= HELD_ASKED)
+	if (held != NULL && held->state <= HELD_ASKED && !held->paused)
 	{
 		held->state = HELD_WAITING;
 		held->next_try = 0;
@@ -241,7 +277,7 @@ held_next_question(TimestampTz now)
 	while ((held = held_next(&iterator)) != NULL)
 	{
 		if (held->state <= HELD_ASKED && !held->released && held->next_try <= now &&
-			strcmp(held->reason, "paused") != 0)
+			!held->paused)
 		{
 			held->state = HELD_ASKED;
 			held->next_try = TimestampTzPlusMilliseconds(now, ANSWER_TIMEOUT);
@@ -273,7 +309,7 @@ held_next_try(void)
 
 	while ((held = held_next(&iterator)) != NULL)
 	{
-		if (held->state <= HELD_ASKED && strcmp(held->reason, "paused") != 0)
+		if (held->state <= HELD_ASKED && !held->paused)
 			first = Min(first, held->next_try);
 	}
 	return first;

@@ -45,6 +45,7 @@ typedef struct Held
 	bool		dirty;			/* the table must follow, before the cursors do */
 	bool		outdated;		/* the table may follow: it only shows more tries */
 	bool		released;		/* to be deleted there, and here */
+	bool		paused;			/* waits until outbox.resume is called */
 
 	/* of the current pass */
 	MessageClock upto;			/* where its sweep came to */
@@ -55,6 +56,12 @@ typedef struct Held
 
 /* Reads the marks; needs SPI */
 extern void held_load(void);
+
+/*
+ * Reads which topics are paused: those that weren't are held from that tick
+ * on, those that aren't any more are tried.  Needs SPI.
+ */
+extern void held_load_paused(MessageClock from);
 
 /* NULL if the topic isn't held */
 extern Held *held_find(const char *topic);

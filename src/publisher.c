@@ -84,6 +84,7 @@ read_batch(Publisher *publisher)
 	Worker	   *worker = publisher->worker;
 	bool		new_bridge = publisher->bridge != worker->bridge_started_at;
 	bool		changed;
+	bool		loaded = publisher->loaded;
 
 	if (!worker_begin(worker))
 	{
@@ -95,6 +96,8 @@ read_batch(Publisher *publisher)
 	changed = topic_config_refresh();
 	if (changed)
 		recovery_topics_changed();
+	if (changed || !loaded)
+		held_load_paused(sweep_lowest(&publisher->sweep));
 	if (new_bridge)
 	{
 		topic_admin_restart();
