@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 #
 # Shows outbox at work, from nothing: installs what is missing, builds, makes a
-# PostgreSQL of its own in a temporary folder, starts a broker and an inventory
-# service, and places orders.
+# PostgreSQL of its own in a temporary folder, starts a broker, and runs the
+# example of examples/order_inventory: a shop and a warehouse, two databases
+# that speak with each other through Kafka alone.  Fails if their books don't
+# agree at the end.
 #
 #	make demo				with librdkafka's mock broker: no Java, starts at once
 #	KAFKA=real make demo	with Apache Kafka
@@ -12,7 +14,14 @@ cd "$(dirname "$0")/.."
 
 kafka=${KAFKA:-mock}
 keep=${KEEP:-0}
+example=examples/order_inventory
 orders=100						# of each of the two timed series
+rush=300						# at once, without a broker
+
+# What the books begin with
+accounts="('Ada', 1000), ('Ben', 9000), ('Cleo', 2000)"
+stock="(1, 250), (2, 5), (3, 200)"
+
 work=
 children=()
 
@@ -122,7 +131,11 @@ wait_until()
 		if [ $SECONDS -ge "$deadline" ]; then
 			echo "demo: waited in vain for $what" >&2
 			if [ -f "$work/data/postmaster.pid" ]; then
-				sql -x -c 'SELECT * FROM outbox.worker' -c 'SELECT * FROM outbox.topic' >&2 || true
+				for database in shop warehouse; do
+					sql $database -x -c 'SELECT * FROM outbox.worker' \
+						-c 'SELECT * FROM outbox.topic' \
+						-c 'SELECT * FROM outbox.subscription' >&2 || true
+				done
 			fi
 			for log in "$work"/*.log; do
 				echo "---- $(basename "$log")" >&2
@@ -134,21 +147,39 @@ wait_until()
 	done
 }
 
+# sql DATABASE PSQL-ARGUMENT...
 sql()
 {
-	as_user "$bindir/psql" -X -q -v ON_ERROR_STOP=1 -h "$work/socket" -d demo "$@"
+	local database=$1
+	shift
+
+	as_user "$bindir/psql" -X -q -v ON_ERROR_STOP=1 -h "$work/socket" -d "$database" "$@"
 }
 
 value()
 {
-	sql -At -c "$1"
+	sql "$1" -At -c "$2"
 }
 
 # Run a statement that has nothing to show but itself.
 show()
 {
-	printf '%s\n' "$1" | sed 's/^/    /'
-	sql -c "$1" >/dev/null
+	printf '%s\n' "$2" | sed 's/^/    /'
+	sql "$1" -c "$2" >/dev/null
+}
+
+# excerpt FILE PATTERN...: what begins with a line like the pattern, up to the
+# next empty one
+excerpt()
+{
+	local file=$1 pattern text
+	shift
+
+	for pattern; do
+		text=$(sed -n "/^$pattern/,/^\$/p" "$file")
+		[ -n "$text" ] || die "there is no \"$pattern\" in $file"
+		printf '\n%s\n' "$text" | expand -t 4 | sed 's/^\(.\)/    \1/'
+	done
 }
 
 # ---------- the broker ----------
@@ -249,57 +280,46 @@ track_commit_timestamp = on
 EOC
 as_user "$bindir/pg_ctl" -s -w -D "$work/data" -l "$work/server.log" start >/dev/null ||
 	{ cat "$work/server.log" >&2; die "the server does not start"; }
-as_user "$bindir/createdb" -h "$work/socket" demo
-echo "database: PostgreSQL $(value 'SHOW server_version')"
+as_user "$bindir/createdb" -h "$work/socket" shop
+as_user "$bindir/createdb" -h "$work/socket" warehouse
+echo "databases: shop and warehouse, PostgreSQL $(value shop 'SHOW server_version')"
 
-say 'A table of orders. Each new one becomes a message on the topic "orders", and an answer is expected.'
-show "CREATE EXTENSION outbox;"
-show "CREATE TABLE orders (
-    order_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    product_id int NOT NULL, quantity int NOT NULL,
-    customer text, status text NOT NULL DEFAULT 'PLACED');"
-show "SELECT outbox.set_topic('orders', result_topic => 'order-results');"
-show "SELECT outbox.attach('orders', 'orders',
-    columns => '{order_id as orderId, product_id as productId, quantity}');"
+# ---------- the shop ----------
 
-# ---------- orders ----------
+say "The shop ($example/shop.sql): each new order becomes a message,
+and the answer confirms the order or cancels it."
+sql shop -f - <"$example/shop.sql" >/dev/null
+excerpt "$example/shop.sql" 'CREATE FUNCTION cancel_order' 'SELECT outbox.attach'
+sql shop -c "INSERT INTO shop.account VALUES $accounts"
 
-messages="SELECT payload AS message, status, attempts, coalesce(error, '') AS error,
-    to_char(created_at, 'HH24:MI:SS.MS') AS created
-FROM outbox.message ORDER BY id"
+# to measure with: rows that nobody updates have their order's commit time
+sql shop -c 'CREATE TABLE burst (series text, order_id bigint)'
 
-# Counts of the statuses, in one line.
-statuses()
-{
-	value "SELECT coalesce(string_agg(n || ' ' || status, ', ' ORDER BY status), 'no messages')
-FROM (SELECT status, count(*) AS n FROM outbox.message GROUP BY status) s"
-}
+table="SELECT o.order_id, o.customer, o.product_id AS product, o.quantity, o.status,
+    coalesce(o.reason, '') AS reason, m.status AS message
+FROM shop.orders AS o JOIN outbox.message AS m
+    ON (m.payload::jsonb ->> 'orderId')::bigint = o.order_id
+WHERE o.order_id <= 4 ORDER BY o.order_id"
 
 all_sent()
 {
-	[ "$(value "SELECT count(*) FROM outbox.message WHERE status = 'NEW'")" = 0 ]
+	[ "$(value shop "SELECT count(*) FROM outbox.message WHERE status = 'NEW'")" = 0 ]
 }
 
 # Print the counts whenever they change.
 last=
-all_final()
+all_decided()
 {
 	local now
 
-	now=$(statuses)
+	now=$(value shop "SELECT coalesce(string_agg(n || ' ' || status, ', ' ORDER BY status), 'none')
+FROM (SELECT status, count(*) AS n FROM shop.orders GROUP BY status) s")
 	[ "$now" = "$last" ] || echo "    $(date +%H:%M:%S) $now"
 	last=$now
 	case $now in
-		*NEW* | *SENT*) return 1 ;;
+		*PLACED*) return 1 ;;
 	esac
 }
-
-say 'Three orders, and one that is rolled back. The inventory service is not running.'
-show "INSERT INTO orders (product_id, quantity, customer)
-    VALUES (1, 2, 'Ada'), (2, 500, 'Ben'), (3, 1, 'Cleo');"
-show "BEGIN; INSERT INTO orders (product_id, quantity, customer) VALUES (4, 1, 'Dan'); ROLLBACK;"
-wait_until 30 'the messages to be sent' all_sent
-sql -c "$messages"
 
 # One order a transaction, one after the other, as an application would.
 place_orders()
@@ -307,43 +327,132 @@ place_orders()
 	local i
 
 	for ((i = 0; i < orders; i++)); do
-		echo "INSERT INTO orders (product_id, quantity, customer) VALUES ($((100 + i)), 1, '$1');"
+		echo "INSERT INTO burst SELECT '$1', shop.place_order('Ada', 1, 1, 2);"
 		echo "SELECT pg_sleep(0.01) \\g /dev/null"
-	done | as_user "$bindir/psql" -X -q -v ON_ERROR_STOP=1 -h "$work/socket" -d demo
+	done | sql shop
 }
 
 # From the order's commit to the commit that changed its message's status.
 latency()
 {
-	value "SELECT format('p50 %s ms, p99 %s ms',
+	value shop "SELECT format('p50 %s ms, p99 %s ms',
 		round(percentile_cont(0.5) WITHIN GROUP (ORDER BY ms)::numeric, 1),
 		round(percentile_cont(0.99) WITHIN GROUP (ORDER BY ms)::numeric, 1))
 FROM (SELECT 1000 * extract(epoch FROM pg_xact_commit_timestamp(l.xmin) -
-		pg_xact_commit_timestamp(o.xmin)) AS ms
-	FROM orders o JOIN (SELECT xmin, convert_from(payload, 'UTF8')::jsonb AS j FROM outbox.log) l
-		ON (l.j ->> 'orderId')::bigint = o.order_id
-	WHERE o.customer = '$1') s"
+		pg_xact_commit_timestamp(b.xmin)) AS ms
+	FROM burst b JOIN (SELECT xmin, convert_from(payload, 'UTF8')::jsonb AS j FROM outbox.log) l
+		ON (l.j ->> 'orderId')::bigint = b.order_id
+	WHERE b.series = '$1') s"
 }
+
+say 'Three orders, and one that is rolled back. There is no warehouse yet.'
+show shop "SELECT shop.place_order('Ada', 1, 2, 20);"
+show shop "SELECT shop.place_order('Ben', 2, 500, 5000);"
+show shop "BEGIN; SELECT shop.place_order('Ben', 1, 1, 10); ROLLBACK;"
+show shop "SELECT shop.place_order('Cleo', 2, 1, 10);"
+wait_until 30 'the messages to be sent' all_sent
+sql shop -c "$table"
 
 place_orders 'before'
 wait_until 30 'the messages to be sent' all_sent
 to_sent=$(latency 'before')
 
-say 'The inventory service starts; it refuses what is more than it has.'
-background "$work/service.log" "$work/nothing" \
-	"$work/bin/ktool" -b "$bootstrap" -X "fetch.wait.max.ms=$fetch_wait" \
-	service orders order-results --json
-wait_until 30 'the answers' all_final
-sql -c "$messages LIMIT 3"
+# ---------- the warehouse ----------
+
+say "The warehouse ($example/warehouse.sql) reserves what it has.
+An exception refuses an order, and undoes what was done for it."
+excerpt "$example/warehouse.sql" 'CREATE FUNCTION reserve' 'SELECT outbox.subscribe'
+echo
+
+# in one transaction, so that the shelves are full when the first order comes
+{
+	cat "$example/warehouse.sql"
+	echo "INSERT INTO warehouse.stock VALUES $stock;"
+} | sql warehouse -1 -f - >/dev/null
+wait_until 60 'the warehouse to decide' all_decided
+sql shop -c "$table"
 
 place_orders 'after'
-wait_until 30 'the answers' all_final
+wait_until 30 'the warehouse to decide' all_decided
 to_confirmed=$(latency 'after')
 
 say "Latency, $orders orders one by one, from commit to commit:"
-echo "    acknowledged by the broker (SENT):       $to_sent"
-echo "    answered by the service (CONFIRMED):     $to_confirmed"
+echo "    acknowledged by the broker (SENT):                      $to_sent"
+echo "    reserved, answered and confirmed (CONFIRMED):           $to_confirmed"
 echo "    broker: $broker"
+
+# ---------- no broker ----------
+
+unreachable()
+{
+	[ "$(value shop 'SELECT brokers_reachable FROM outbox.stat')" = f ]
+}
+
+if [ "$kafka" = mock ]; then
+	say "The broker goes away, and $rush orders of product 3 come all the same."
+	echo down >"$work/broker"
+	wait_until 30 'the outage to be noticed' unreachable
+else
+	say "$rush orders of product 3 at once."
+fi
+show shop "SELECT shop.place_order('Cleo', 3, 1 + n % 3, 1) FROM generate_series(1, $rush) AS n;"
+if [ "$kafka" = mock ]; then
+	sql shop -x -c 'SELECT backlog, brokers_reachable, brokers_reason FROM outbox.stat'
+	echo 'The broker is back.'
+	echo up >"$work/broker"
+fi
+wait_until 60 'the warehouse to decide' all_decided
+
+# ---------- the books ----------
+
+# check WHAT QUERY-OF-THE-FINDINGS: good if there are none
+broken=0
+check()
+{
+	local findings
+
+	findings=$(value "$1" "$3")
+	if [ -z "$findings" ]; then
+		echo "    ok      $2"
+	else
+		echo "    BROKEN  $2:"
+		printf '%s\n' "$findings" | sed 's/^/            /'
+		broken=1
+	fi
+}
+
+say 'The books of both, compared:'
+confirmed=$(value shop "SELECT coalesce(json_object_agg(product_id, quantity), '{}')
+FROM (SELECT product_id, sum(quantity) AS quantity FROM shop.orders
+	WHERE status = 'CONFIRMED' GROUP BY product_id) s")
+books="(SELECT s.product_id AS product, b.quantity AS before, s.quantity AS now,
+		b.quantity - s.quantity AS taken,
+		coalesce('$confirmed'::json ->> s.product_id::text, '0')::int AS confirmed
+	FROM warehouse.stock AS s JOIN (VALUES $stock) AS b(product_id, quantity)
+		USING (product_id)) AS books"
+credit="(SELECT a.customer, b.credit AS before, a.credit AS now,
+		coalesce((SELECT sum(o.price) FROM shop.orders AS o
+			WHERE o.customer = a.customer AND o.status = 'CONFIRMED'), 0) AS paid
+	FROM shop.account AS a JOIN (VALUES $accounts) AS b(customer, credit)
+		USING (customer)) AS books"
+sql warehouse -c "SELECT product, before AS \"stock before\", now AS \"stock now\", taken,
+	confirmed AS \"CONFIRMED in the shop\" FROM $books ORDER BY product"
+check shop 'every order is decided' \
+	"SELECT format('order %s is %s', order_id, status) FROM shop.orders WHERE status = 'PLACED'"
+check warehouse 'the stock taken is the quantity of the CONFIRMED orders' \
+	"SELECT format('product %s: %s taken, %s confirmed', product, taken, confirmed)
+	FROM $books WHERE taken <> confirmed"
+check warehouse 'no stock is below zero' \
+	"SELECT format('product %s: %s', product_id, quantity) FROM warehouse.stock WHERE quantity < 0"
+check shop 'the credit taken is the price of the CONFIRMED orders' \
+	"SELECT format('%s: had %s, paid %s, has %s', customer, before, paid, now)
+	FROM $credit WHERE before - paid <> now"
+check shop "each order's message says the same" \
+	"SELECT format('order %s is %s, its message %s', o.order_id, o.status, m.status)
+	FROM shop.orders AS o LEFT JOIN outbox.message AS m
+		ON (m.payload::jsonb ->> 'orderId')::bigint = o.order_id
+	WHERE (o.status, m.status::text) NOT IN (('CONFIRMED', 'CONFIRMED'), ('CANCELLED', 'FAILED'))
+		OR m.status IS NULL"
 
 # ---------- going on by hand ----------
 
@@ -351,11 +460,14 @@ if [ "$keep" = 1 ]; then
 	trap - EXIT
 	say 'All of it keeps running:'
 	cat <<-HINT
-		    $bindir/psql -h $work/socket -U $user demo
-		        INSERT INTO orders (product_id, quantity) VALUES (7, 3);
-		        SELECT id, status, payload FROM outbox.message ORDER BY id DESC LIMIT 5;
+		    $bindir/psql -h $work/socket -U $user shop
+		        SELECT shop.place_order('Cleo', 2, 1, 10) AS order_id;
+		        TABLE shop.orders ORDER BY order_id DESC LIMIT 5;
 		        SELECT * FROM outbox.stat;
-		    tail -f $work/service.log
+		    $bindir/psql -h $work/socket -U $user warehouse
+		        TABLE warehouse.stock;
+		        SELECT * FROM outbox.subscription;
+		    tail -f $work/server.log
 	HINT
 	if [ "$kafka" = mock ]; then
 		echo "    echo down > $work/broker    (the broker goes away; 'up' brings it back)"
@@ -367,3 +479,4 @@ if [ "$keep" = 1 ]; then
 else
 	say 'Done; all of it is stopped and removed now. KEEP=1 make demo leaves it running.'
 fi
+[ "$broken" = 0 ] || die 'the books do not agree'

@@ -23,7 +23,7 @@
  *	rtt TOPIC N [MS]				acknowledged one by one, so many milliseconds
  *									apart; p50, p99 and max in us
  *	service IN RESULT [--fail-every N] [--by-header] [--json]
- *									the inventory of the demo
+ *									an inventory without a database
  *
  * Commands that change a topic return when the broker's metadata shows it.
  *

@@ -208,7 +208,7 @@ sub _bytes
 	return encode_utf8($value);
 }
 
-# Start the demo's inventory service; returns its pid for stop_service().
+# Start ktool's inventory service; returns its pid for stop_service().
 sub start_service
 {
 	my ($self, $in, $result, @options) = @_;
