@@ -236,7 +236,7 @@ failed(OwedCall *owed, const OutcomeHandler *handler, const HandlerOutcome *outc
 						handler->handler.function, outcome->error),
 				 errdetail("Its call for a message of topic \"%s\" waits in outbox.handler_call.",
 						   owed->topic),
-				 errhint("SELECT outbox.replay('%s') tries again.",
+				 errhint("SELECT outbox.replay('%s'::uuid) tries again.",
 						 DatumGetCString(DirectFunctionCall1(uuid_out,
 															 UUIDPGetDatum(&owed->message_id))))));
 }
