@@ -707,6 +707,11 @@ BEGIN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'on_confirmed and on_failed need a result_topic';
 	END IF;
+	-- a handler gets to see the messages
+	IF num_nonnulls(set_topic_as.on_confirmed, set_topic_as.on_failed,
+					set_topic_as.on_dead) > 0 THEN
+		PERFORM outbox.check_topic_privilege(caller, set_topic_as.topic, 'send');
+	END IF;
 	PERFORM outbox.check_handler_limits(set_topic_as.handler_attempts, 'handler_attempts',
 										set_topic_as.handler_timeout);
 	IF set_topic_as.hold_key_when_dead THEN
