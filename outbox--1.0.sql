@@ -522,7 +522,7 @@ CREATE VIEW outbox.topic AS
 		CASE WHEN p.topic IS NOT NULL THEN pg_catalog.format('SELECT outbox.resume(%L)', t.topic)
 			WHEN h.reason = 'missing' THEN pg_catalog.format('create it: SELECT outbox.create_topic(%L, partitions => 6, replication_factor => 3)', t.topic)
 			WHEN h.reason = 'denied' THEN pg_catalog.format('allow WRITE and DESCRIBE on the topic: kafka-acls --add --allow-principal User:... --operation Write --operation Describe --topic %s', t.topic)
-			WHEN h.reason = 'misconfigured' THEN 'mend the topic''s settings on the broker, or its name'
+			WHEN h.reason = 'misconfigured' THEN 'mend the topic''s settings on the broker, or its name; after INVALID_TIMESTAMP, a clock that runs ahead, here or there'
 		END AS hint,
 		coalesce(b.messages, 0) AS backlog,
 		pg_catalog.clock_timestamp() - b.oldest AS oldest_new_age,
