@@ -145,12 +145,12 @@ $node->safe_psql('postgres', q{
 	GRANT USAGE ON SCHEMA outbox TO operator, monitor, reader;
 	GRANT EXECUTE ON FUNCTION outbox.set_topic, outbox.create_topic, outbox.resend(uuid),
 		outbox.grant_topic, outbox.revoke_topic, outbox.adopt TO operator;
-	GRANT SELECT ON outbox.topic_request, outbox.topic_config, outbox.topic_grant TO operator;
-	GRANT SELECT ON outbox.stat, outbox.worker, outbox.topic TO monitor, operator;
+	GRANT SELECT ON outbox.topic_request TO operator;
+	GRANT SELECT ON outbox.stat, outbox.worker, outbox.topic, outbox.subscription TO monitor, operator;
 	GRANT EXECUTE ON FUNCTION outbox.counters, outbox.backlog, outbox.worker_status,
-		outbox.message_time TO monitor, operator;
+		outbox.subscription_trouble TO monitor, operator;
 	GRANT SELECT ON outbox.message TO reader;
-	GRANT EXECUTE ON FUNCTION outbox.payload_text, outbox.message_time, outbox.message_id_at TO reader;
+	GRANT EXECUTE ON FUNCTION outbox.payload_text, outbox.message_time TO reader;
 	GRANT EXECUTE ON FUNCTION outbox.change_status TO operator});
 allowed('monitor', "TABLE outbox.$_", "a monitor reads outbox.$_")
   foreach (qw(stat topic worker));
@@ -215,13 +215,14 @@ refused('app', q{SELECT outbox.grant_topic('*', 'app', 'send')}, qr/permission d
 # Just as they stand there, to roles that have nothing else.
 my ($section) = slurp_file("$FindBin::RealBin/../README.md") =~ /^## Who needs which rights\n(.*?)^## /ms;
 my @grants = $section =~ /```sql\n(.*?)```/sg;
-my %roles = map { $_ => 1 } join('', @grants) =~ /\b(shop_owner|shop_sender|outbox_\w+)\b/g;
-is(join(' ', sort keys %roles), 'outbox_monitor outbox_operator outbox_reader shop_owner shop_sender',
+my %roles = map { $_ => 1 } join('', @grants) =~ /\b(shop_owner|shop_sender|stock_owner|outbox_\w+)\b/g;
+is(join(' ', sort keys %roles), 'outbox_monitor outbox_operator outbox_reader shop_owner shop_sender stock_owner',
 	'the README names the roles');
 $node->safe_psql('postgres', "CREATE ROLE $_ LOGIN") foreach (sort keys %roles);
 $node->safe_psql('postgres', $_) foreach (@grants);
 $node->safe_psql('postgres',
-	'CREATE SCHEMA own AUTHORIZATION shop_owner; GRANT USAGE ON SCHEMA own TO app');
+	'CREATE SCHEMA own AUTHORIZATION shop_owner; GRANT USAGE ON SCHEMA own TO app;
+	CREATE SCHEMA stock AUTHORIZATION stock_owner');
 
 allowed('shop_owner', q{
 	CREATE TABLE own.orders (id int);
@@ -237,11 +238,30 @@ allowed('shop_sender', q{
 		outbox.send('shop.chat', 'x'::bytea)}, 'the sender sends');
 refused('shop_sender', q{SELECT outbox.send('other', 'x'::text)}, qr/permission denied for topic/,
 	'but not to any topic');
-allowed('outbox_monitor', "TABLE outbox.$_", "monitoring reads outbox.$_")
-  foreach (qw(stat worker topic));
+allowed('shop_owner', q{
+	CREATE FUNCTION own.confirm(m outbox.message) RETURNS void LANGUAGE sql
+		AS $$UPDATE own.orders SET id = id$$;
+	SELECT outbox.set_topic('orders', 'results', on_confirmed => 'own.confirm(outbox.message)')},
+	'the owner has a function called with its results');
+refused('shop_owner', qq{SELECT outbox.set_topic('chat', '$_->[0]', $_->[1] => 'own.confirm(outbox.message)')},
+	qr/permission denied for topic "chat"/, "but sees no other topic's messages through $_->[1]")
+  foreach ([ 'results', 'on_confirmed' ], [ 'results', 'on_failed' ], [ 'results', 'on_dead' ]);
+allowed('stock_owner', q{
+	CREATE FUNCTION stock.reserve(r outbox.record) RETURNS void LANGUAGE sql AS $$SELECT$$;
+	SELECT outbox.subscribe('orders', 'stock.reserve(outbox.record)', reply_topic => 'order-results');
+	SELECT outbox.unsubscribe('orders');
+	SELECT outbox.subscribe('orders', 'stock.reserve(outbox.record)')}, 'the subscriber subscribes');
+refused('stock_owner', q{SELECT outbox.subscribe('chat', 'stock.reserve(outbox.record)')},
+	qr/permission denied for topic "chat".*'subscribe'/s, 'but not to any topic');
+refused('stock_owner', q{SELECT outbox.subscribe('orders', 'stock.reserve(outbox.record)', 'chat')},
+	qr/permission denied for topic "chat".*'send'/s, 'nor does it reply to any');
+is(allowed('outbox_monitor', "TABLE outbox.$_", "monitoring reads outbox.$_") ne '', 1, 'and sees something')
+  foreach (qw(stat worker topic subscription));
 refused('outbox_monitor', $_, qr/permission denied/, "but not: $_")
-  foreach ('TABLE outbox.message', 'SELECT payload FROM outbox.log', 'SELECT payload FROM outbox.log_0');
-allowed('outbox_reader', 'TABLE outbox.message', 'the reader reads messages');
+  foreach ('TABLE outbox.message', 'TABLE outbox.dead_record', 'TABLE outbox.handler_call',
+	'SELECT payload FROM outbox.log', 'SELECT payload FROM outbox.log_0');
+allowed('outbox_reader', "TABLE outbox.$_", "the reader reads outbox.$_")
+  foreach (qw(message dead_record handler_call));
 my $id = $node->safe_psql('postgres', q{
 	UPDATE outbox.log SET status = 'S' WHERE id = (SELECT min(id::text)::uuid FROM outbox.message)
 	RETURNING id});
@@ -249,7 +269,10 @@ allowed('outbox_operator', qq{
 	SELECT outbox.set_topic('shop.orders', 'shop.results'), outbox.create_topic('shop.orders'),
 		outbox.resend('$id'), outbox.grant_topic('x', 'app', 'send'),
 		outbox.revoke_topic('x', 'app', 'send'), outbox.adopt();
-	TABLE outbox.topic_request}, 'the operator operates');
+	SELECT outbox.replay('orders'); TABLE outbox.topic_request}, 'the operator operates');
+refused('outbox_operator', @$_, "it may ask for it: $_->[0]")
+  foreach ([ q{SELECT outbox.skip('orders', 0, 1)}, qr/no subscription has read partition 0/ ],
+	[ 'SELECT outbox.replay(1)', qr/no dead record 1/ ], [ "SELECT outbox.replay('$id'::uuid)", qr/no call/ ]);
 refused('outbox_operator', $_, qr/permission denied/, "but not: $_")
   foreach (
 	'TABLE outbox.message', "SELECT outbox.change_status('$id', 'NEW', 'CONFIRMED')",
