@@ -66,7 +66,7 @@ list_missing()
 			[ "${KAFKA:-mock}" = mock ] || need default-jre-headless maven
 			;;
 		test)
-			need libipc-run-perl valgrind kcat default-jre-headless maven
+			need libipc-run-perl valgrind kcat default-jdk-headless maven
 			;;
 		*)
 			echo "usage: $0 [demo|test]" >&2
@@ -80,6 +80,7 @@ list_missing()
 	for package in "${missing[@]}"; do
 		case $package in
 			default-jre-headless) java -version >/dev/null 2>&1 && continue ;;
+			default-jdk-headless) javac -version >/dev/null 2>&1 && continue ;;
 			pkg-config) command -v pkg-config >/dev/null && continue ;;
 			maven) command -v mvn >/dev/null && continue ;;
 		esac
