@@ -55,6 +55,8 @@ typedef struct Partition
 	Progress	now;
 	Progress	remembered;		/* for a transaction that fails, as is the next */
 	OffsetRow	remembered_row;
+	int64		remembered_read;
+	uint32		remembered_generation;
 	int64		read;			/* the first offset not read */
 	uint32		generation;		/* what was read in an earlier one is void */
 

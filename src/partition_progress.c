@@ -51,13 +51,18 @@ partition_remember(Partition *partition)
 {
 	partition->remembered = partition->now;
 	partition->remembered_row = partition->row;
+	partition->remembered_read = partition->read;
+	partition->remembered_generation = partition->generation;
 }
 
+/* Also after partition_retry: what was received is good again */
 void
 partition_restore(Partition *partition)
 {
 	partition->now = partition->remembered;
 	partition->row = partition->remembered_row;
+	partition->read = partition->remembered_read;
+	partition->generation = partition->remembered_generation;
 }
 
 void
