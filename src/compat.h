@@ -24,6 +24,8 @@
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/acl.h"
+#include "utils/guc.h"
+#include "utils/guc_tables.h"
 #include "utils/inval.h"
 
 /* Macros of varlena values moved out of postgres.h */
@@ -91,6 +93,24 @@
 #else
 #define outbox_qualified_name(name) stringToQualifiedNameList(name)
 #endif
+
+/* A setting by its name, NULL if there is none */
+static inline struct config_generic *
+outbox_find_setting(const char *name)
+{
+#if PG_VERSION_NUM >= 160000
+	return find_option(name, false, true, 0);
+#else
+	struct config_generic **settings = get_guc_variables();
+
+	for (int i = 0; i < GetNumConfigOptions(); i++)
+	{
+		if (strcmp(settings[i]->name, name) == 0)
+			return settings[i];
+	}
+	return NULL;
+#endif
+}
 
 /* A database that DROP DATABASE left half-way; came with a minor release */
 #ifdef DATCONNLIMIT_INVALID_DB

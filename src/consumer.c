@@ -19,6 +19,7 @@
 #include "utils/memutils.h"
 
 #include "dead_replay.h"
+#include "handler.h"
 #include "outcome_handler.h"
 #include "owed_call.h"
 #include "read_topic.h"
@@ -58,6 +59,7 @@ void
 consumer_main(Worker *worker)
 {
 	received_init();
+	handlers_init();
 	routes_init();
 	subscriptions_init();
 

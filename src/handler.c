@@ -20,7 +20,7 @@
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
+#include "parser/parse_func.h"
 #include "storage/lock.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -52,8 +52,14 @@
 /* The nest level of the settings of the present scope; 0: none */
 static int	scope_level = 0;
 
+/* Counts them: what was looked up of a function holds for one of them */
+static uint64 scope_number = 0;
+
 /* Some handler was called since the session was tidied last */
 static bool session_used = false;
+
+/* When what the role runs now is to be cancelled; 0: it runs nothing */
+static TimestampTz deadline = 0;
 
 /* ---------------------------------------------------------------------
  * Finding the function
@@ -83,17 +89,10 @@ handler_function_problem(Oid function, Oid argument_type)
 	return problem;
 }
 
-/* Whoever asks need not be allowed to use its schema, as LookupFuncName wants */
 static Oid
 find_function(const char *name, Oid argument_type)
 {
-	char	   *schema;
-	char	   *function;
-
-	DeconstructQualifiedName(outbox_qualified_name(name), &schema, &function);
-	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum(function),
-						   PointerGetDatum(buildoidvector(&argument_type, 1)),
-						   ObjectIdGetDatum(get_namespace_oid(schema, true)));
+	return LookupFuncName(outbox_qualified_name(name), 1, &argument_type, true);
 }
 
 const char *
@@ -116,7 +115,7 @@ handler_resolve(Handler *handler, Oid argument_type)
 		return psprintf("role \"%s\" may not execute function %s",
 						handler->role_name, handler->function);
 	handler->result_type = get_func_rettype(handler->oid);
-	handler->lxid = InvalidLocalTransactionId;
+	handler->looked_up = 0;
 	return NULL;
 }
 
@@ -124,13 +123,22 @@ handler_resolve(Handler *handler, Oid argument_type)
  * Settings
  * --------------------------------------------------------------------- */
 
+/*
+ * What a handler must not have: who it runs as is not for a setting to say, and
+ * the others end the process at an error, or after a time.
+ */
+static const char *const kept_settings[] = {
+	"role", "session_authorization", "exit_on_error", "transaction_timeout"
+};
+
 static void
 apply_setting(const char *name, const char *value)
 {
-	/* who it runs as is not for a setting to say */
-	if (pg_strcasecmp(name, "role") == 0 ||
-		pg_strcasecmp(name, "session_authorization") == 0)
-		return;
+	for (int i = 0; i < lengthof(kept_settings); i++)
+	{
+		if (pg_strcasecmp(name, kept_settings[i]) == 0)
+			return;
+	}
 	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 							 true, WARNING, false);
 }
@@ -167,20 +175,29 @@ void
 handler_scope_begin(const Handler *handler)
 {
 	session_used = true;
+	scope_number++;
 	apply_role_settings(handler->role);
 }
 
 /*
- * A temporary table would stand in front of the tables of the next role, and a
- * cursor WITH HOLD would run its query at commit.
+ * A temporary table would stand in front of the tables of the next role, a
+ * cursor WITH HOLD would run its query at commit, and all of them would be in
+ * the way of the next call that makes one of the same name.
  */
+static void
+drop_leftovers(void)
+{
+	PortalHashTableDeleteAll();
+	DropAllPreparedStatements();
+	ResetTempTableNamespace();
+}
+
 void
 handler_scope_end(void)
 {
 	AtEOXact_GUC(false, scope_level);
 	scope_level = 0;
-	PortalHashTableDeleteAll();
-	ResetTempTableNamespace();
+	drop_leftovers();
 }
 
 /* A cancellation that came too late must not meet somebody else */
@@ -189,6 +206,7 @@ stop_timeout(void)
 {
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	QueryCancelPending = false;
+	deadline = 0;
 }
 
 void
@@ -223,9 +241,23 @@ become(const Handler *handler, RoleSwitch *saved)
 	saved->nest_level = NewGUCNestLevel();
 	SetUserIdAndSecContext(handler->role,
 						   saved->context | SECURITY_LOCAL_USERID_CHANGE);
-	enable_timeout_every(STATEMENT_TIMEOUT,
-						 TimestampTzPlusMilliseconds(GetCurrentTimestamp(), handler->timeout),
-						 CANCEL_AGAIN);
+	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), handler->timeout);
+	enable_timeout_every(STATEMENT_TIMEOUT, deadline, CANCEL_AGAIN);
+}
+
+/*
+ * A function may catch its cancellation and go on.  What catches it is cancelled
+ * at once again, outside of the block that did, until it runs out of blocks.
+ */
+static void
+subtransaction_ended(SubXactEvent event, SubTransactionId subxact,
+					 SubTransactionId parent, void *arg)
+{
+	if (event != SUBXACT_EVENT_ABORT_SUB || deadline == 0 ||
+		GetCurrentTimestamp() < deadline)
+		return;
+	InterruptPending = true;
+	QueryCancelPending = true;
 }
 
 static void
@@ -243,9 +275,9 @@ handler_invoke(Handler *handler, Datum argument, HandlerOutcome *outcome)
 	RoleSwitch	saved;
 	Datum		result;
 
-	if (handler->lxid != outbox_local_xid())
+	if (handler->looked_up != scope_number)
 		fmgr_info_cxt(handler->oid, &handler->flinfo, TopTransactionContext);
-	handler->lxid = outbox_local_xid();
+	handler->looked_up = scope_number;
 	InitFunctionCallInfoData(*fcinfo, &handler->flinfo, 1, InvalidOid, NULL, NULL);
 	fcinfo->args[0].value = argument;
 	fcinfo->args[0].isnull = false;
@@ -272,15 +304,25 @@ handler_invoke(Handler *handler, Datum argument, HandlerOutcome *outcome)
 void
 handler_fire_deferred(const Handler *handler)
 {
-	ConstraintsSetStmt *statement = makeNode(ConstraintsSetStmt);
 	RoleSwitch	saved;
 
-	statement->constraints = NIL;
-	statement->deferred = false;
 	become(handler, &saved);
-	AfterTriggerSetState(statement);
+	AfterTriggerFireDeferred();
 	become_worker(&saved);
 	CommandCounterIncrement();
+}
+
+void
+handlers_init(void)
+{
+	RegisterSubXactCallback(subtransaction_ended, NULL);
+	for (int i = 0; i < lengthof(kept_settings); i++)
+	{
+		struct config_generic *setting = outbox_find_setting(kept_settings[i]);
+
+		if (setting != NULL)
+			setting->flags |= GUC_NOT_WHILE_SEC_REST;
+	}
 }
 
 /* ---------------------------------------------------------------------
@@ -351,6 +393,9 @@ handler_isolate(HandlerBody body, void *state, HandlerOutcome *outcome)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	MemoryContextDelete(scratch);
+
+	/* fails where a trigger on a temporary table is deferred; see received.c */
+	drop_leftovers();
 }
 
 TimestampTz

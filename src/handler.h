@@ -18,7 +18,6 @@
 
 #include "datatype/timestamp.h"
 #include "fmgr.h"
-#include "storage/lock.h"
 
 /* How many calls there may be in a transaction: each is a subtransaction */
 #define HANDLER_CALLS_MAX	50
@@ -34,8 +33,8 @@ typedef struct Handler
 	Oid			role;
 	Oid			oid;
 	Oid			result_type;
-	FmgrInfo	flinfo;			/* good for one transaction: */
-	LocalTransactionId lxid;	/* this one; invalid: not looked up */
+	FmgrInfo	flinfo;
+	uint64		looked_up;		/* flinfo is of the scope with this number; 0: none */
 } Handler;
 
 typedef enum HandlerVerdict
@@ -54,6 +53,9 @@ typedef struct HandlerOutcome
 	char		sqlstate[6];	/* of an error, like the next */
 	const char *error;			/* shortened */
 } HandlerOutcome;
+
+/* Once a process, before all else */
+extern void handlers_init(void);
 
 /*
  * Looks up the role and the function, which takes one argument of the given
@@ -89,9 +91,10 @@ extern void handler_isolate(HandlerBody body, void *state, HandlerOutcome *outco
 extern void handler_invoke(Handler *handler, Datum argument, HandlerOutcome *outcome);
 
 /*
- * Checks deferred constraints and fires deferred triggers as the role.  All
- * are immediate from then on, so nothing of the transaction must follow but
- * what the worker itself does, unless it is in a subtransaction that fails.
+ * Checks deferred constraints and fires deferred triggers as the role, until
+ * there are none: not even those that these left behind, which would be fired
+ * at commit, as the worker.  In a subtransaction, nothing must have been
+ * deferred before that.
  */
 extern void handler_fire_deferred(const Handler *handler);
 

@@ -213,5 +213,5 @@ outcome_call(OutcomeCall *call, HandlerOutcome *outcome)
 {
 	handler_isolate(call_body, call, outcome);
 	if (outcome->verdict != HANDLER_DONE)
-		call->handler->handler.lxid = InvalidLocalTransactionId;
+		call->handler->handler.looked_up = 0;
 }

@@ -57,7 +57,7 @@ handled_call(Handled *handled)
 
 	handler_isolate(call_body, handled, &handled->outcome);
 	if (handled->outcome.verdict != HANDLER_DONE)
-		subscription->handler.lxid = InvalidLocalTransactionId;
+		subscription->handler.looked_up = 0;
 	switch (handled->outcome.verdict)
 	{
 		case HANDLER_DONE:
