@@ -65,8 +65,9 @@ dead_letter_headers(const Handled *handled)
 }
 
 static void
-send_dead_letter(const Handled *handled)
+dead_letter_body(void *state, HandlerOutcome *outcome)
 {
+	const Handled *handled = state;
 	const BridgeRecord *record = handled->record;
 	NewMessage	message = {0};
 	pg_uuid_t	id;
@@ -80,6 +81,20 @@ send_dead_letter(const Handled *handled)
 		message.payload = cstring_to_text_with_len(record->value, record->value_len);
 	message.headers = dead_letter_headers(handled);
 	log_append(&message, &id);
+}
+
+/* With what is added to it, it may be too large */
+static void
+send_dead_letter(const Handled *handled)
+{
+	HandlerOutcome outcome;
+
+	handler_isolate(dead_letter_body, unconstify(Handled *, handled), &outcome);
+	if (outcome.verdict != HANDLER_DONE)
+		ereport(WARNING,
+				(errmsg("could not send a dead record to topic \"%s%s\": %s",
+						handled->record->topic, DEAD_LETTER_SUFFIX, outcome.error),
+				 errdetail("It is in outbox.dead_record only.")));
 }
 
 void
@@ -103,7 +118,8 @@ dead_record_keep(const Handled *handled)
 															 correlation->len));
 	nulls[4] = correlation ? ' ' : 'n';
 	values[5] = record_datum(handled);
-	values[6] = Int32GetDatum(Max(handled->attempts, 1));
+	values[6] = Int32GetDatum(handled->attempts +
+							  (handled->outcome.verdict == HANDLER_TRANSIENT ? 0 : 1));
 	values[7] = CStringGetTextDatum(handled->outcome.sqlstate);
 	values[8] = CStringGetTextDatum(handled->outcome.error);
 	store_execute("INSERT INTO outbox.dead_record_data"

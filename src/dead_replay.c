@@ -150,10 +150,10 @@ handle(Replay *replay)
 	inbox_find(handled, 1);
 	message_floor_ensure();
 	handler_scope_begin(&handled->subscription->handler);
-	if (handled->fate != HANDLED_BEFORE)
+	if (handled->fate == HANDLED_BEFORE)
+		handled_repeat(handled);
+	else
 		handled_call(handled);
-	else if (handled->reply != NULL && handled->subscription->reply_topic != NULL)
-		reply_send(handled);
 	handler_scope_end();
 
 	switch (handled->fate)

@@ -54,6 +54,9 @@ extern void handled_init(Handled *handled, Subscription *subscription,
  */
 extern void handled_call(Handled *handled);
 
+/* Sends the reply again to what was handled before */
+extern void handled_repeat(Handled *handled);
+
 /* ---- record_datum.c ---- */
 
 /* The record as the composite outbox.record */

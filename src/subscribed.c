@@ -50,6 +50,42 @@ call_body(void *state, HandlerOutcome *outcome)
 	}
 }
 
+/* Without a call, or after one that failed: only the reply can fail now */
+static void
+reply_body(void *state, HandlerOutcome *outcome)
+{
+	reply_send((Handled *) state);
+}
+
+/* It failed for a passing reason */
+static HandledFate
+fate_for_now(Handled *handled)
+{
+	return ++handled->attempts >= handled->subscription->max_attempts ?
+		HANDLED_DEAD : HANDLED_NOT;
+}
+
+/* A record whose reply can't be sent is dead */
+static void
+send_reply(Handled *handled)
+{
+	HandlerOutcome outcome;
+
+	handler_isolate(reply_body, handled, &outcome);
+	if (outcome.verdict == HANDLER_DONE)
+		return;
+	handled->outcome = outcome;
+	handled->fate = outcome.verdict == HANDLER_TRANSIENT ?
+		fate_for_now(handled) : HANDLED_DEAD;
+}
+
+void
+handled_repeat(Handled *handled)
+{
+	if (handled->reply != NULL && handled->subscription->reply_topic != NULL)
+		send_reply(handled);
+}
+
 void
 handled_call(Handled *handled)
 {
@@ -68,12 +104,11 @@ handled_call(Handled *handled)
 			if (handled->fate == HANDLED_NOW)
 			{
 				handled->reply = reply_value(&handled->outcome);
-				reply_send(handled);
+				send_reply(handled);
 			}
 			break;
 		case HANDLER_TRANSIENT:
-			if (++handled->attempts >= subscription->max_attempts)
-				handled->fate = HANDLED_DEAD;
+			handled->fate = fate_for_now(handled);
 			break;
 	}
 }
@@ -107,10 +142,10 @@ handle_one(Handled *handled, const Handled *first)
 		handled->fate = HANDLED_BEFORE;
 		handled->reply = copy->reply;
 	}
-	if (handled->fate != HANDLED_BEFORE)
+	if (handled->fate == HANDLED_BEFORE)
+		handled_repeat(handled);
+	else
 		handled_call(handled);
-	else if (handled->reply != NULL && handled->subscription->reply_topic != NULL)
-		reply_send(handled);
 }
 
 /* What became of it, for its partition */
