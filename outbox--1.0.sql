@@ -106,7 +106,7 @@ CREATE TABLE outbox.prepared (
 );
 
 COMMENT ON TABLE outbox.prepared IS
-	'id ranges of prepared transactions, visible once they committed, until swept';
+	'ids below the cursors, of prepared transactions or outbox.resend, to sweep again from';
 
 CREATE TABLE outbox.identity (
 	system_identifier bigint NOT NULL,
@@ -959,13 +959,42 @@ $$;
 CREATE FUNCTION outbox.wait_for(id uuid, timeout interval) RETURNS outbox.message_status
 AS 'MODULE_PATHNAME', 'outbox_wait_for' LANGUAGE C;
 
--- Publishes a topic's SENT and DEAD messages captured in [since, until) again.
+-- Publishes a topic's SENT and DEAD messages captured in [since, until) again,
+-- with the same ids, in the order of capture.  Returns how many.
 CREATE FUNCTION outbox.resend(topic text, since timestamptz, until timestamptz) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	due timestamptz := outbox.announce();
+	message record;
+	first_id uuid;
+	resent bigint := 0;
 BEGIN
-	RAISE feature_not_supported USING
-		MESSAGE = 'resending by topic and time is not supported yet',
-		HINT = 'Call outbox.resend(id) for each message.';
+	IF num_nulls(resend.topic, since, until) > 0 THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'topic, since and until must not be null';
+	END IF;
+	FOR message IN
+		SELECT l.id, l.lane, CASE l.status WHEN 'S' THEN 'SENT' ELSE 'DEAD' END AS status
+			FROM outbox.log AS l
+			WHERE l.topic = resend.topic AND l.status IN ('S', 'D')
+				AND l.id >= outbox.message_id_at(since) AND l.id < outbox.message_id_at(until)
+			ORDER BY l.id
+	LOOP
+		CONTINUE WHEN NOT outbox.change_status(message.id,
+											   message.status::outbox.message_status, 'NEW');
+		resent := resent + 1;
+		IF message.lane < 0 THEN
+			INSERT INTO outbox.delayed VALUES (due, message.id) ON CONFLICT DO NOTHING;
+		ELSE
+			first_id := coalesce(first_id, message.id);
+		END IF;
+	END LOOP;
+
+	-- the publish sweep goes back there, as for a prepared transaction
+	IF first_id IS NOT NULL THEN
+		INSERT INTO outbox.prepared VALUES (first_id, first_id) ON CONFLICT DO NOTHING;
+	END IF;
+	PERFORM outbox.config_changed();
+	RETURN resent;
 END
 $$;
 

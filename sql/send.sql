@@ -51,7 +51,7 @@ SELECT outbox.send('a b', '1'::jsonb);
 SELECT outbox.send('send.x', NULL::jsonb);
 SELECT outbox.send('send.x', NULL::text, NULL);
 SELECT outbox.send('send.x', NULL::bytea);
-SELECT outbox.send('send.x', '1'::jsonb, deliver_at => now());
+SELECT outbox.send('send.x', '1'::jsonb, deliver_at => 'infinity');
 SELECT outbox.send('send.x', '1'::jsonb, headers => '1');
 SELECT outbox.send('send.x', '1'::jsonb, headers => 'null');
 SELECT outbox.send('send.x', '1'::jsonb, headers => '[{"a": 1}]');

@@ -256,6 +256,8 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 				batch_add(batch, &row, SOURCE_DELAYED);
 			else
 			{
+				if (row.lane == OUTBOX_LANE_NONE)
+					recovery_give_lane(&row);
 				held_pass_by(held, row.clock);
 				forget[nforget++] = ready[i];
 			}
@@ -297,8 +299,8 @@ read_held(Batch *batch, const Sweep *sweep, Held *held, int sharers, Snapshot sn
 			break;
 		}
 		held->upto = row.clock + 1;
-		if (row.status == STATUS_NEW && !sweep_wants(sweep, row.lane, row.clock) &&
-			strcmp(row.topic, held->topic) == 0)
+		if (row.status == STATUS_NEW && row.lane != OUTBOX_LANE_NONE &&
+			!sweep_wants(sweep, row.lane, row.clock) && strcmp(row.topic, held->topic) == 0)
 		{
 			batch_add(batch, &row, SOURCE_HELD);
 			held->found = ++added;
@@ -337,6 +339,9 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 	{
 		Held	   *held;
 
+		/* its row in outbox.delayed is as new as itself */
+		if (row.status == STATUS_NEW && row.lane == OUTBOX_LANE_NONE)
+			recovery_wake();
 		if (row.status != STATUS_NEW || !sweep_wants(sweep, row.lane, row.clock))
 			continue;
 		if (batch_is_full(batch))

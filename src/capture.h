@@ -9,6 +9,7 @@
 #define OUTBOX_CAPTURE_H
 
 #include "executor/tuptable.h"
+#include "datatype/timestamp.h"
 #include "lib/stringinfo.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
@@ -22,6 +23,7 @@ typedef struct NewMessage
 	int			key_len;
 	bytea	   *payload;		/* NULL for a tombstone */
 	Jsonb	   *headers;		/* checked; NULL for none */
+	TimestampTz deliver_at;		/* not before; 0: at once */
 } NewMessage;
 
 /*

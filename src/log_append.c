@@ -25,6 +25,13 @@
 #include "outbox.h"
 #include "relation.h"
 
+/* Columns of outbox.delayed */
+enum
+{
+	Anum_delayed_due_at = 1,
+	Anum_delayed_id
+};
+
 /*
  * Good for each segment, as they are all alike, and for the life of the
  * session: the layout of the log changes with the version of the library only.
@@ -108,8 +115,8 @@ fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment)
 {
 	Datum	   *values = log_slot->tts_values;
 	bool	   *isnull = log_slot->tts_isnull;
-	int			lane = message_lane(message->topic, message->topic_len,
-									message->key, message->key_len, id);
+	int			lane = message->deliver_at != 0 ? OUTBOX_LANE_NONE :
+		message_lane(message->topic, message->topic_len, message->key, message->key_len, id);
 
 #define SET(column, datum) \
 	(values[(column) - 1] = (datum), isnull[(column) - 1] = false)
@@ -136,6 +143,26 @@ fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment)
 
 	ExecClearTuple(log_slot);
 	ExecStoreVirtualTuple(log_slot);
+}
+
+/* The row of outbox.delayed that brings the message out when it is due */
+static void
+delay(const pg_uuid_t *id, TimestampTz due)
+{
+	OpenTable	open;
+	TupleTableSlot *slot;
+
+	open_table_by_name("delayed", RowExclusiveLock, &open);
+	slot = MakeSingleTupleTableSlot(RelationGetDescr(open.table), &TTSOpsVirtual);
+	memset(slot->tts_isnull, true, RelationGetNumberOfAttributes(open.table));
+	slot->tts_values[Anum_delayed_due_at - 1] = TimestampTzGetDatum(due);
+	slot->tts_isnull[Anum_delayed_due_at - 1] = false;
+	slot->tts_values[Anum_delayed_id - 1] = UUIDPGetDatum(id);
+	slot->tts_isnull[Anum_delayed_id - 1] = false;
+	ExecStoreVirtualTuple(slot);
+	open_table_insert(&open, BuildIndexInfo(open.pkey), slot);
+	ExecDropSingleTupleTableSlot(slot);
+	open_table_close(&open);
 }
 
 /*
@@ -169,4 +196,6 @@ log_append(const NewMessage *message, pg_uuid_t *id)
 	open_table_insert(&open, log_pkey_info, log_slot);
 	ExecClearTuple(log_slot);
 	open_table_close(&open);
+	if (message->deliver_at != 0)
+		delay(id, message->deliver_at);
 }

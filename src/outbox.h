@@ -20,6 +20,7 @@
 #define OUTBOX_VERSION		"1.0"
 
 #define OUTBOX_LANES		16
+#define OUTBOX_LANE_NONE	(-1)	/* of a message that outbox.delayed brings out */
 #define OUTBOX_SEGMENTS		16	/* of the ring; segment -1 is besides it */
 #define OUTBOX_SEGMENT_KEPT (-1)	/* what outlives its segment */
 

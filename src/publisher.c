@@ -114,7 +114,7 @@ read_batch(Publisher *publisher)
 		recovery_step(&publisher->sweep);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	sweep_see(&publisher->sweep, GetActiveSnapshot());
-	if (max_prepared_xacts > 0)
+	if (max_prepared_xacts > 0 || changed)
 		read_prepared(publisher);
 	batch_read(&publisher->batch, &publisher->sweep);
 	PopActiveSnapshot();

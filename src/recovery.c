@@ -94,6 +94,28 @@ recovery_schedule(const Delayed *rows, int n)
 		next_step = Min(next_step, rows[i].due_at);
 }
 
+void
+recovery_give_lane(const LogRow *row)
+{
+	static const Oid types[] = {UUIDOID, INT2OID};
+	const int	segments[] = {message_id_segment(&row->id), OUTBOX_SEGMENT_KEPT};
+	Datum		values[2];
+	bool		no_key;
+	Datum		key = slot_getattr(row->slot, Anum_log_key, &no_key);
+	char	   *key_text = no_key ? NULL : TextDatumGetCString(key);
+
+	values[0] = UUIDPGetDatum(&row->id);
+	values[1] = Int16GetDatum(message_lane(row->topic, strlen(row->topic), key_text,
+										   key_text ? strlen(key_text) : 0, &row->id));
+	for (int i = 0; i < lengthof(segments); i++)
+	{
+		if (store_execute(psprintf("UPDATE %s SET lane = $2 WHERE id = $1",
+								   store_segment_name(segments[i])),
+						  2, types, values, NULL) > 0)
+			break;
+	}
+}
+
 /* ---------------------------------------------------------------------
  * What is due
  * --------------------------------------------------------------------- */

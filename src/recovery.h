@@ -13,6 +13,7 @@
 #ifndef OUTBOX_RECOVERY_H
 #define OUTBOX_RECOVERY_H
 
+#include "log_scan.h"
 #include "sweep.h"
 #include "topic_config.h"
 
@@ -34,6 +35,12 @@ extern void recovery_topics_changed(void);
 
 /* When the next step is due; DT_NOEND if there is nothing to wait for */
 extern TimestampTz recovery_next(void);
+
+/*
+ * A delayed message is due, but its topic is held: from now on it is one like
+ * any other of that topic.  Needs SPI.
+ */
+extern void recovery_give_lane(const LogRow *row);
 
 /* A step is due now: somebody may have written to outbox.delayed */
 extern void recovery_wake(void);

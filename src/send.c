@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
+#include "utils/timestamp.h"
 #include "utils/uuid.h"
 
 #include "capture.h"
@@ -83,6 +84,17 @@ utf8_payload(const char *text, int len)
 	return cstring_to_text_with_len(utf8, utf8 == text ? len : strlen(utf8));
 }
 
+/* What is due already goes out like any other message: 0 */
+static TimestampTz
+check_deliver_at(TimestampTz deliver_at)
+{
+	if (TIMESTAMP_IS_NOEND(deliver_at))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("deliver_at must not be infinity")));
+	return deliver_at > GetCurrentTimestamp() ? deliver_at : 0;
+}
+
 static Datum
 send_message(FunctionCallInfo fcinfo, bytea *payload)
 {
@@ -125,9 +137,7 @@ send_message(FunctionCallInfo fcinfo, bytea *payload)
 			message.headers = NULL;
 	}
 	if (!PG_ARGISNULL(ARG_DELIVER_AT))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("deliver_at is not supported yet")));
+		message.deliver_at = check_deliver_at(PG_GETARG_TIMESTAMPTZ(ARG_DELIVER_AT));
 
 	log_append(&message, id);
 	PG_RETURN_UUID_P(id);

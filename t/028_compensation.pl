@@ -33,6 +33,8 @@ CREATE ROLE store;
 GRANT USAGE ON SCHEMA outbox TO shop, store;
 GRANT USAGE ON TYPE outbox.message TO shop, store;
 GRANT EXECUTE ON FUNCTION outbox.set_topic TO shop, store;
+SELECT outbox.grant_topic('*', 'shop', 'send');
+SELECT outbox.grant_topic('*', 'store', 'send');
 CREATE SCHEMA app;
 GRANT CREATE, USAGE ON SCHEMA app TO shop, store;
 
