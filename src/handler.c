@@ -180,6 +180,20 @@ handler_scope_begin(const Handler *handler)
 }
 
 /*
+ * What handlers did must be as safe as what anybody does: with synchronous
+ * replication nobody may see it, and the reply not be published, before the
+ * standby has it.  What the worker does by itself can be repeated.
+ */
+static void
+commit_as_others_do(void)
+{
+	static const char *const name = "synchronous_commit";
+
+	(void) set_config_option(name, GetConfigOptionResetString(name), PGC_SUSET,
+							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, WARNING, false);
+}
+
+/*
  * A temporary table would stand in front of the tables of the next role, a
  * cursor WITH HOLD would run its query at commit, and all of them would be in
  * the way of the next call that makes one of the same name.
@@ -198,6 +212,7 @@ handler_scope_end(void)
 	AtEOXact_GUC(false, scope_level);
 	scope_level = 0;
 	drop_leftovers();
+	commit_as_others_do();
 }
 
 /* A cancellation that came too late must not meet somebody else */

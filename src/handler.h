@@ -73,7 +73,10 @@ extern const char *handler_function_problem(Oid function, Oid argument_type);
  */
 extern void handler_scope_begin(const Handler *handler);
 
-/* Back to the worker's settings; removes the temporary tables they made */
+/*
+ * Back to the worker's settings, but for how the transaction will be committed;
+ * removes the temporary tables they made
+ */
 extern void handler_scope_end(void);
 
 /* To be called when the transaction has ended, however it did */
