@@ -454,9 +454,11 @@ owe_call(ResultGroup *group, const char *trouble)
 {
 	OutcomeCall call = make_outcome_call(group, true);
 	HandlerOutcome outcome = {.error = trouble};
+	int			level = worker_settings_begin();
 
 	strlcpy(outcome.sqlstate, unpack_sql_state(ERRCODE_UNDEFINED_FUNCTION),
 			sizeof(outcome.sqlstate));
 	owed_call_add(&call, group->handler->topic, &outcome);
+	worker_settings_end(level);
 	group->applied = true;
 }
