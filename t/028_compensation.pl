@@ -11,7 +11,6 @@ use OutboxTest::Results;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep);
 
 my $kafka = OutboxTest::Kafka->new;
 $kafka->start;
@@ -181,6 +180,23 @@ SELECT count(DISTINCT m.id), count(c.id), count(*) FILTER (WHERE m.status::text 
 FROM outbox.message AS m LEFT JOIN app.calls AS c ON c.id = m.id
 WHERE m.topic = '$topic' AND m.status IN ('CONFIRMED', 'FAILED')
 EOS
+	return;
+}
+
+# The pid of the consumer, which runs
+sub consumer
+{
+	$test->wait_for(q(SELECT count(pid) FROM outbox.worker WHERE kind = 'consumer'), 1);
+	return query(q(SELECT pid FROM outbox.worker WHERE kind = 'consumer'));
+}
+
+# Wait until there is another one
+sub consumer_again
+{
+	my ($old) = @_;
+
+	$test->wait_for(
+		"SELECT count(*) FROM outbox.worker WHERE kind = 'consumer' AND pid <> $old", 1);
 	return;
 }
 
@@ -466,14 +482,16 @@ subtest 'on_dead' => sub {
 subtest 'whoever dies' => sub {
 	my ($topic, $results) = topics_of('cfd', partitions => 2);
 	my @ids = $test->messages($topic, 600);
-	my $consumer = sub { return query(q(SELECT pid FROM outbox.worker WHERE kind = 'consumer')) };
 	my @deaths = (
-		sub { query('SELECT pg_terminate_backend(' . ($consumer->() || 0) . ')') },
 		sub {
-			my $pid = $consumer->();
-			kill('KILL', $pid) if $pid;
-			wait_until('the server recovers',
-				sub { my ($status) = $node->psql('postgres', 'SELECT 1'); $status == 0 });
+			my $pid = consumer();
+			query("SELECT pg_terminate_backend($pid)");
+			consumer_again($pid);
+		},
+		sub {
+			my $pid = consumer();
+			kill('KILL', $pid);
+			consumer_again($pid);
 		},
 		sub {
 			kill9_server($node);
