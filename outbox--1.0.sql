@@ -630,6 +630,10 @@ AS 'MODULE_PATHNAME', 'outbox_change_status' LANGUAGE C;
 -- Functions whose caller matters are called with it: outbox.f(...) becomes
 -- outbox.f_as(caller, ...), which is granted to nobody.  See src/caller.c.
 
+-- Raises unless it was called in this way
+CREATE FUNCTION outbox.check_caller(caller name) RETURNS void
+AS 'MODULE_PATHNAME', 'outbox_check_caller' LANGUAGE C;
+
 -- Raises unless the caller may have the function as a handler; returns its name
 CREATE FUNCTION outbox.check_handler(caller name, function regprocedure, argument regtype)
 RETURNS text AS 'MODULE_PATHNAME', 'outbox_check_handler' LANGUAGE C STRICT;
@@ -676,6 +680,7 @@ CREATE FUNCTION outbox.set_topic_as(caller name, topic text, result_topic text,
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
+	PERFORM outbox.check_caller(caller);
 	IF set_topic_as.topic IS NULL THEN
 		RAISE null_value_not_allowed USING MESSAGE = 'the topic must not be null';
 	END IF;
@@ -769,6 +774,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	begin_at text := subscribe_as.start;
 BEGIN
+	PERFORM outbox.check_caller(caller);
 	IF num_nulls(subscribe_as.topic, subscribe_as.handler, subscribe_as.start,
 				 subscribe_as.dead_letter) > 0 THEN
 		RAISE null_value_not_allowed USING
@@ -824,6 +830,7 @@ AS 'MODULE_PATHNAME', 'outbox_with_caller' LANGUAGE C;
 CREATE FUNCTION outbox.unsubscribe_as(caller name, topic text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+	PERFORM outbox.check_caller(caller);
 	PERFORM outbox.check_subscriber(caller, unsubscribe_as.topic);
 	DELETE FROM outbox.subscription_config AS s WHERE s.topic = unsubscribe_as.topic;
 	IF NOT FOUND THEN

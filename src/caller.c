@@ -29,6 +29,9 @@
 #include "relation.h"
 #include "subscription.h"
 
+/* Whom outbox_with_caller is at work for; NULL: nobody */
+static const char *calling_for = NULL;
+
 /* Its name for the caller, as the first argument, and its own ones */
 static Oid
 find_internal(Oid function, int *nargs)
@@ -50,7 +53,9 @@ PG_FUNCTION_INFO_V1(outbox_with_caller);
 
 /*
  * outbox.f(...) as outbox.f_as(caller, ...), which nobody else may call: no
- * privilege is asked for when a function is called like this.
+ * privilege is asked for when a function is called like this, and the function
+ * asks outbox.check_caller whether it was, for whoever has been granted all
+ * functions of the schema.
  */
 Datum
 outbox_with_caller(PG_FUNCTION_ARGS)
@@ -58,6 +63,7 @@ outbox_with_caller(PG_FUNCTION_ARGS)
 	LOCAL_FCINFO(call, FUNC_MAX_ARGS);
 	FmgrInfo	flinfo;
 	NameData	caller;
+	const char *before = calling_for;
 	int			nargs;
 	Oid			internal = find_internal(fcinfo->flinfo->fn_oid, &nargs);
 	Datum		result;
@@ -68,9 +74,32 @@ outbox_with_caller(PG_FUNCTION_ARGS)
 	call->args[0].value = NameGetDatum(&caller);
 	call->args[0].isnull = false;
 	memcpy(&call->args[1], fcinfo->args, nargs * sizeof(NullableDatum));
-	result = FunctionCallInvoke(call);
+	PG_TRY();
+	{
+		calling_for = NameStr(caller);
+		result = FunctionCallInvoke(call);
+	}
+	PG_FINALLY();
+	{
+		calling_for = before;
+	}
+	PG_END_TRY();
 	fcinfo->isnull = call->isnull;
 	return result;
+}
+
+PG_FUNCTION_INFO_V1(outbox_check_caller);
+
+/* outbox.check_caller(caller): raises unless outbox_with_caller said so */
+Datum
+outbox_check_caller(PG_FUNCTION_ARGS)
+{
+	if (calling_for == NULL || PG_ARGISNULL(0) ||
+		strcmp(calling_for, NameStr(*PG_GETARG_NAME(0))) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("only the extension itself may call this function")));
+	PG_RETURN_VOID();
 }
 
 PG_FUNCTION_INFO_V1(outbox_check_handler);
