@@ -40,9 +40,6 @@
 #include "store.h"
 #include "worker.h"
 
-/* A function that catches the cancellation is cancelled again (ms) */
-#define CANCEL_AGAIN	1000
-
 /* Longer texts of errors are cut */
 #define ERROR_TEXT_MAX	10240
 
@@ -257,7 +254,7 @@ become(const Handler *handler, RoleSwitch *saved)
 	SetUserIdAndSecContext(handler->role,
 						   saved->context | SECURITY_LOCAL_USERID_CHANGE);
 	deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), handler->timeout);
-	enable_timeout_every(STATEMENT_TIMEOUT, deadline, CANCEL_AGAIN);
+	enable_timeout_at(STATEMENT_TIMEOUT, deadline);
 }
 
 /*
