@@ -928,6 +928,14 @@ BEGIN
 			AND c.since >= replay.since AND c.since < until;
 	GET DIAGNOSTICS calls = ROW_COUNT;
 	PERFORM outbox.config_changed();
+
+	-- an id in quotes is taken for a topic
+	IF records + calls = 0
+		AND replay.topic ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+	THEN
+		PERFORM outbox.replay(replay.topic::uuid);
+		RETURN 1;
+	END IF;
 	RETURN records + calls;
 END
 $$;

@@ -342,7 +342,7 @@ subtest 'a handler that raises' => sub {
 	is(query('SELECT handler_calls_owed, handler_calls_parked FROM outbox.stat'), '1|1',
 		'outbox.stat shows it');
 	like(slurp_file($node->logfile, $log),
-		qr/WARNING:  function app.note keeps failing: refused\n.*DETAIL:.*"$topic".*\n.*HINT:.*outbox.replay\('$bad'\)/,
+		qr/WARNING:  function app.note keeps failing: refused\n.*DETAIL:.*"$topic".*\n.*HINT:.*outbox.replay\('$bad'::uuid\)/,
 		'so does the log, with what to do');
 
 	# what comes meanwhile is compared with the result that waits
