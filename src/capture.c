@@ -293,15 +293,12 @@ capture_error_context(void *arg)
 static void
 capture_row(CaptureSpec *spec, CaptureOp op, TupleTableSlot *row)
 {
-	NewMessage	message;
+	NewMessage	message = {0};
 	pg_uuid_t	id;
 
 	message.topic = spec->topic;
 	message.topic_len = spec->topic_len;
 	message.headers = spec->headers[op];
-	message.key = NULL;
-	message.key_len = 0;
-	message.payload = NULL;
 
 	/* The key comes second: a cast to json may use its output for other rows */
 	if (op != OP_DELETE || !spec->delete_as_tombstone)
