@@ -45,13 +45,9 @@ static void
 find_next_due(void)
 {
 	TimestampTz soon = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_DELAY);
-	Datum		due;
-	bool		isnull;
 
-	next_due = store_fetch_one("SELECT replay_at FROM outbox.dead_record_data"
-							   " WHERE replay_at IS NOT NULL ORDER BY replay_at LIMIT 1",
-							   0, NULL, NULL, NULL, &isnull, &due) ?
-		Max(DatumGetTimestampTz(due), soon) : DT_NOEND;
+	next_due = Max(soon, store_fetch_time("SELECT replay_at FROM outbox.dead_record_data"
+										" WHERE replay_at IS NOT NULL ORDER BY replay_at LIMIT 1"));
 }
 
 /* A dead record that is handled again */

@@ -173,13 +173,9 @@ static void
 find_next_due(void)
 {
 	TimestampTz soon = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOCKED_DELAY);
-	Datum		due;
-	bool		isnull;
 
-	next_due = store_fetch_one("SELECT due_at FROM outbox.handler_call"
-							   " WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1",
-							   0, NULL, NULL, NULL, &isnull, &due) ?
-		Max(DatumGetTimestampTz(due), soon) : DT_NOEND;
+	next_due = Max(soon, store_fetch_time("SELECT due_at FROM outbox.handler_call"
+										" WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"));
 }
 
 /* Tries again at that time; DT_NOEND: when outbox.replay is called */

@@ -64,8 +64,6 @@ static void read_from(Partition *partition, Bridge *bridge, PartitionState state
 					  int64 offset);
 static void take_watermarks(Partition *partition, Bridge *bridge,
 							const BridgeEvent *event);
-static void see_end(Partition *partition, int64 end);
-static void begin_at(Partition *partition, int64 offset);
 static void verified(Partition *partition, Bridge *bridge);
 static void unclear(Partition *partition, Bridge *bridge, const char *why);
 static void lost(Partition *partition, Bridge *bridge, const char *why);
@@ -261,11 +259,11 @@ take_watermarks(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 	int64		high = event->high;
 
 	partition->low = low;
-	see_end(partition, high);
+	partition_see_end(partition, high);
 	if (partition->now.state.next < 0)
 	{
 		/* never read */
-		begin_at(partition, partition->start.kind == START_LATEST ? high :
+		partition_begin_at(partition, partition->start.kind == START_LATEST ? high :
 				 partition->start.kind == START_TIME ? event->at_time : low);
 		verified(partition, bridge);
 	}
@@ -288,26 +286,6 @@ take_watermarks(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 		}
 		verified(partition, bridge);
 	}
-}
-
-/* Where people can see it, if there is something to see: that we are behind */
-static void
-see_end(Partition *partition, int64 end)
-{
-	OffsetState *state = &partition->now.state;
-
-	state->end = Max(end, partition->read);
-	if (state->end > state->next && state->end != partition->row.state.end)
-		partition->now.dirty = true;
-}
-
-static void
-begin_at(Partition *partition, int64 offset)
-{
-	partition->now.state.next = partition->read = offset;
-	partition->now.state.anchor.kind = ANCHOR_LOG_START;
-	partition->now.state.anchor.offset = partition->low;
-	partition->now.dirty = true;
 }
 
 /* The log is the one it was: the candidate is of it, too */
@@ -385,7 +363,7 @@ gone(Partition *partition, Bridge *bridge)
 static void
 start_over(Partition *partition, Bridge *bridge)
 {
-	begin_at(partition, partition->low);
+	partition_begin_at(partition, partition->low);
 	partition->generation++;
 	partition->now.last.kind = ANCHOR_NONE;
 	partition->candidate.kind = ANCHOR_NONE;

@@ -112,6 +112,12 @@ extern PartitionNews partition_event(Partition *partition, Bridge *bridge,
 /* What a record is known by: its place, its time and all that it says */
 extern LogAnchor partition_place(const BridgeRecord *record);
 
+/* Nothing was applied yet, or all of it has to be again: it begins at the offset */
+extern void partition_begin_at(Partition *partition, int64 offset);
+
+/* The brokers said where the log ends */
+extern void partition_see_end(Partition *partition, int64 end);
+
 /* ---- within the transaction that applies what was read ---- */
 
 /* The record at that place was dealt with: the position is behind it */

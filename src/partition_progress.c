@@ -121,3 +121,24 @@ partition_pause(Partition *partition, Bridge *bridge, int64 skip, const char *wh
 			 errhint("To go on behind an offset: SELECT outbox.skip('%s', %d, " INT64_FORMAT ").",
 					 partition->row.topic, partition->row.partition, skip)));
 }
+
+void
+partition_see_end(Partition *partition, int64 end)
+{
+	OffsetState *state = &partition->now.state;
+
+	state->end = Max(end, partition->read);
+
+	/* people want to see it if we are behind */
+	if (state->end > state->next && state->end != partition->row.state.end)
+		partition->now.dirty = true;
+}
+
+void
+partition_begin_at(Partition *partition, int64 offset)
+{
+	partition->now.state.next = partition->read = offset;
+	partition->now.state.anchor.kind = ANCHOR_LOG_START;
+	partition->now.state.anchor.offset = partition->low;
+	partition->now.dirty = true;
+}

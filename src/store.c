@@ -125,6 +125,16 @@ store_fetch_one(const char *sql, int nargs, const Oid *types,
 	return true;
 }
 
+TimestampTz
+store_fetch_time(const char *sql)
+{
+	Datum		time;
+	bool		isnull;
+
+	return store_fetch_one(sql, 0, NULL, NULL, NULL, &isnull, &time) && !isnull ?
+		DatumGetTimestampTz(time) : DT_NOEND;
+}
+
 char *
 store_segment_name(int segment)
 {

@@ -31,6 +31,9 @@ extern bool store_fetch_one(const char *sql, int nargs, const Oid *types,
 							const Datum *values, const char *nulls,
 							bool *isnull, Datum *result);
 
+/* The same for a query without parameters of a timestamptz; DT_NOEND if there is none */
+extern TimestampTz store_fetch_time(const char *sql);
+
 /* Name of the partition of the log that holds a segment, palloc'd */
 extern char *store_segment_name(int segment);
 
