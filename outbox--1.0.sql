@@ -657,6 +657,23 @@ BEGIN
 END
 $$;
 
+-- Raises unless nothing is set for the topic, or the caller may act for who did
+CREATE FUNCTION outbox.check_configurer(caller name, topic text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	owner text;
+BEGIN
+	SELECT c.role INTO owner FROM outbox.topic_config AS c
+		JOIN pg_roles AS r ON r.rolname = c.role
+		WHERE c.topic = check_configurer.topic;
+	IF FOUND AND NOT pg_has_role(caller, owner, 'USAGE') THEN
+		RAISE insufficient_privilege USING
+			MESSAGE = format('topic "%s" was set by role "%s"',
+							 check_configurer.topic, owner);
+	END IF;
+END
+$$;
+
 -- What a topic expects back; replaces all that was set for it.  The handlers
 -- on_confirmed, on_failed and on_dead, f(outbox.message), run as the caller.
 CREATE FUNCTION outbox.set_topic(
@@ -712,10 +729,14 @@ BEGIN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'on_confirmed and on_failed need a result_topic';
 	END IF;
-	-- a handler gets to see the messages
-	IF num_nonnulls(set_topic_as.on_confirmed, set_topic_as.on_failed,
-					set_topic_as.on_dead) > 0 THEN
-		PERFORM outbox.check_topic_privilege(caller, set_topic_as.topic, 'send');
+	PERFORM outbox.check_topic_privilege(caller, set_topic_as.topic, 'send');
+	PERFORM outbox.check_configurer(caller, set_topic_as.topic);
+	IF EXISTS (SELECT FROM outbox.subscription_config AS s
+			   WHERE s.topic = set_topic_as.result_topic) THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('this database subscribes to topic "%s"',
+							 set_topic_as.result_topic),
+			DETAIL = 'One topic can''t be read for results and for a subscription.';
 	END IF;
 	PERFORM outbox.check_handler_limits(set_topic_as.handler_attempts, 'handler_attempts',
 										set_topic_as.handler_timeout);
@@ -805,6 +826,21 @@ BEGIN
 		PERFORM outbox.check_topic_privilege(caller, subscribe_as.topic || '-dlt', 'send');
 	END IF;
 	PERFORM outbox.check_subscriber(caller, subscribe_as.topic);
+	IF EXISTS (SELECT FROM outbox.topic_config AS c
+			   WHERE c.result_topic = subscribe_as.topic)
+		OR EXISTS (SELECT FROM outbox.former_result_topic AS f
+				   WHERE f.result_topic = subscribe_as.topic) THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('topic "%s" is a result topic of this database',
+							 subscribe_as.topic),
+			HINT = 'Use on_confirmed and on_failed of outbox.set_topic.';
+	END IF;
+
+	-- a consumer may have written one after they were deleted
+	DELETE FROM outbox.consumer_offset AS o
+		WHERE o.topic = subscribe_as.topic AND o.kind = 's'
+			AND NOT EXISTS (SELECT FROM outbox.subscription_config AS s
+							WHERE s.topic = subscribe_as.topic);
 	INSERT INTO outbox.subscription_config AS s
 		VALUES (subscribe_as.topic,
 				outbox.check_handler(caller, subscribe_as.handler, 'outbox.record'),
@@ -814,13 +850,16 @@ BEGIN
 		SET handler = excluded.handler,
 			role = excluded.role,
 			reply_topic = excluded.reply_topic,
-			start = excluded.start,
 			max_attempts = excluded.max_attempts,
 			handler_timeout = excluded.handler_timeout,
 			dead_letter = excluded.dead_letter;
 	PERFORM outbox.config_changed();
 END
 $$;
+
+-- Raises within a handler
+CREATE FUNCTION outbox.refuse_handlers(function text) RETURNS void
+AS 'MODULE_PATHNAME', 'outbox_refuse_handlers' LANGUAGE C STRICT;
 
 -- Ends a subscription and forgets its positions.  What it has handled, and what
 -- is dead, stays known.
@@ -831,6 +870,7 @@ CREATE FUNCTION outbox.unsubscribe_as(caller name, topic text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	PERFORM outbox.check_caller(caller);
+	PERFORM outbox.refuse_handlers('outbox.unsubscribe');
 	PERFORM outbox.check_subscriber(caller, unsubscribe_as.topic);
 	DELETE FROM outbox.subscription_config AS s WHERE s.topic = unsubscribe_as.topic;
 	IF NOT FOUND THEN
@@ -864,6 +904,7 @@ $$;
 CREATE FUNCTION outbox.skip(topic text, partition int, "offset" bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+	PERFORM outbox.refuse_handlers('outbox.skip');
 	IF num_nulls(skip.topic, skip.partition, skip."offset") > 0 OR skip."offset" < -1 THEN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'topic, partition and offset must not be null, nor the offset below -1';

@@ -48,6 +48,11 @@ dead_letter_headers(const Handled *handled)
 	HeadersWriter *writer = headers_begin();
 	Jsonb	   *added;
 
+	/* its header "id" is the dead letter's own */
+	if (handled->has_id)
+		headers_add_text(writer, "original_id",
+						 DatumGetCString(DirectFunctionCall1(uuid_out,
+															 UUIDPGetDatum(&handled->id))));
 	headers_add_text(writer, "kafka_dlt-original-topic", record->topic);
 	add_int32(writer, "kafka_dlt-original-partition", record->partition);
 	add_int64(writer, "kafka_dlt-original-offset", record->offset);

@@ -21,6 +21,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
+#include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -136,8 +137,19 @@ apply_setting(const char *name, const char *value)
 		if (pg_strcasecmp(name, kept_settings[i]) == 0)
 			return;
 	}
+
+	/* the transaction is the worker's */
+	if (pg_strncasecmp(name, "transaction_", strlen("transaction_")) == 0)
+		return;
 	(void) set_config_option(name, value, PGC_SUSET, PGC_S_SESSION, GUC_ACTION_SAVE,
 							 true, WARNING, false);
+}
+
+void
+handler_lock(const Handler *handler)
+{
+	LockDatabaseObject(ProcedureRelationId, handler->oid, 0, AccessShareLock);
+	LockSharedObject(AuthIdRelationId, handler->role, 0, AccessShareLock);
 }
 
 /* What ALTER ROLE ... SET gave the role, the more specific ones last */
@@ -193,14 +205,19 @@ commit_as_others_do(void)
 /*
  * A temporary table would stand in front of the tables of the next role, a
  * cursor WITH HOLD would run its query at commit, and all of them would be in
- * the way of the next call that makes one of the same name.
+ * the way of the next call that makes one of the same name.  No code of a user
+ * runs when they are dropped.
  */
 static void
 drop_leftovers(void)
 {
 	PortalHashTableDeleteAll();
 	DropAllPreparedStatements();
+
+	/* what it deletes in the catalogs may have been toasted */
+	PushActiveSnapshot(GetTransactionSnapshot());
 	ResetTempTableNamespace();
+	PopActiveSnapshot();
 }
 
 void
@@ -324,6 +341,21 @@ handler_fire_deferred(const Handler *handler)
 	CommandCounterIncrement();
 }
 
+PG_FUNCTION_INFO_V1(outbox_refuse_handlers);
+
+/* outbox.refuse_handlers(function): raises within a handler */
+Datum
+outbox_refuse_handlers(PG_FUNCTION_ARGS)
+{
+	if (deadline != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s can't be called by a handler",
+						text_to_cstring(PG_GETARG_TEXT_PP(0))),
+				 errdetail("The positions of subscriptions are the consumer's while it runs.")));
+	PG_RETURN_VOID();
+}
+
 void
 handlers_init(void)
 {
@@ -333,7 +365,7 @@ handlers_init(void)
 		struct config_generic *setting = outbox_find_setting(kept_settings[i]);
 
 		if (setting != NULL)
-			setting->flags |= GUC_NOT_WHILE_SEC_REST;
+			setting->flags |= GUC_NOT_WHILE_SEC_REST | GUC_NO_RESET_ALL;
 	}
 }
 
@@ -351,6 +383,7 @@ is_transient(int sqlerrcode)
 		case ERRCODE_INSUFFICIENT_RESOURCES:	/* 53: memory, disk, connections */
 		case ERRCODE_OPERATOR_INTERVENTION: /* 57: timeout, cancel, shutdown */
 		case ERRCODE_SYSTEM_ERROR:	/* 58: I/O */
+		case ERRCODE_INTERNAL_ERROR:	/* XX: nobody's answer */
 			return true;
 	}
 	return sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE ||
@@ -358,8 +391,8 @@ is_transient(int sqlerrcode)
 		sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
 }
 
-static void
-note_error(HandlerOutcome *outcome, const ErrorData *error)
+void
+handler_note_error(HandlerOutcome *outcome, const ErrorData *error)
 {
 	const char *text = error->message ? error->message : "";
 	int			len = pg_mbcliplen(text, strlen(text), ERROR_TEXT_MAX);
@@ -398,7 +431,7 @@ handler_isolate(HandlerBody body, void *state, HandlerOutcome *outcome)
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
-		note_error(outcome, error);
+		handler_note_error(outcome, error);
 	}
 	PG_END_TRY();
 	outcome->value = NULL;

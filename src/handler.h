@@ -64,6 +64,12 @@ extern void handlers_init(void);
  */
 extern const char *handler_resolve(Handler *handler, Oid argument_type);
 
+/*
+ * Makes DROP of what was resolved wait for the end of this transaction.  It has
+ * to be looked up again then: it may have been dropped before.
+ */
+extern void handler_lock(const Handler *handler);
+
 /* NULL if a function may be a handler, else what is wrong with it, palloc'd */
 extern const char *handler_function_problem(Oid function, Oid argument_type);
 
@@ -89,6 +95,9 @@ extern void handler_tidy_session(void);
  */
 typedef void (*HandlerBody) (void *state, HandlerOutcome *outcome);
 extern void handler_isolate(HandlerBody body, void *state, HandlerOutcome *outcome);
+
+/* The outcome of a call that failed like that */
+extern void handler_note_error(HandlerOutcome *outcome, const ErrorData *error);
 
 /* To be called in a body: calls the function, sets the outcome's value */
 extern void handler_invoke(Handler *handler, Datum argument, HandlerOutcome *outcome);

@@ -42,14 +42,14 @@ typedef struct OwedCall
 	char	   *result_error;
 } OwedCall;
 
-void
-owed_call_add(const OutcomeCall *call, const char *topic, const HandlerOutcome *outcome)
+static void
+owe(const OutcomeCall *call, const char *topic, int attempts, TimestampTz due,
+	const char *sqlstate, const char *error)
 {
-	static const Oid types[] = {UUIDOID, TEXTOID, CHAROID, TEXTOID, TEXTOID, TIMESTAMPTZOID,
-	TEXTOID, TEXTOID};
-	TimestampTz due = handler_retry_at(1);
-	char		nulls[8];
-	Datum		values[8];
+	static const Oid types[] = {UUIDOID, TEXTOID, CHAROID, TEXTOID, TEXTOID, INT4OID,
+	TIMESTAMPTZOID, TEXTOID, TEXTOID};
+	char		nulls[9];
+	Datum		values[9];
 
 	memset(nulls, ' ', sizeof(nulls));
 	values[0] = UUIDPGetDatum(&call->id);
@@ -59,14 +59,31 @@ owed_call_add(const OutcomeCall *call, const char *topic, const HandlerOutcome *
 	nulls[3] = call->result ? ' ' : 'n';
 	values[4] = CStringGetTextDatum(call->error ? call->error : "");
 	nulls[4] = call->error ? ' ' : 'n';
-	values[5] = TimestampTzGetDatum(due);
-	values[6] = CStringGetTextDatum(outcome->sqlstate);
-	values[7] = CStringGetTextDatum(outcome->error);
+	values[5] = Int32GetDatum(attempts);
+	values[6] = TimestampTzGetDatum(due);
+	values[7] = CStringGetTextDatum(sqlstate ? sqlstate : "");
+	nulls[7] = sqlstate ? ' ' : 'n';
+	values[8] = CStringGetTextDatum(error);
 	store_execute("INSERT INTO outbox.handler_call (message_id, topic, outcome, result,"
 				  "  result_error, attempts, due_at, sqlstate, error, since)"
-				  " VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8,"
-				  "  pg_catalog.clock_timestamp())", 8, types, values, nulls);
+				  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,"
+				  "  pg_catalog.clock_timestamp())", 9, types, values, nulls);
 	next_due = Min(next_due, due);
+
+	/* another consumer may be the one that makes it */
+	announce_wake_at_commit();
+}
+
+void
+owed_call_add(const OutcomeCall *call, const char *topic, const HandlerOutcome *outcome)
+{
+	owe(call, topic, 1, handler_retry_at(1), outcome->sqlstate, outcome->error);
+}
+
+void
+owed_call_postpone(const OutcomeCall *call, const char *topic, const char *why)
+{
+	owe(call, topic, 0, GetCurrentTimestamp(), NULL, why);
 }
 
 void

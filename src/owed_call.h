@@ -19,6 +19,9 @@
 extern void owed_call_add(const OutcomeCall *call, const char *topic,
 						  const HandlerOutcome *outcome);
 
+/* A call can't be made in this transaction: it is made soon, or when it can be */
+extern void owed_call_postpone(const OutcomeCall *call, const char *topic, const char *why);
+
 /* Owes the notice of those that have just become DEAD; of store.c, any process */
 extern void owed_calls_for_dead(const pg_uuid_t *ids, const bool *changed, int n);
 

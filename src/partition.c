@@ -118,6 +118,7 @@ partition_loaded(Partition *partition)
 	else
 		partition->now.state.next = partition->now.state.end = -1;
 	partition->read = partition->now.state.next;
+	partition->gap_to = 0;
 	partition->generation++;
 	partition->state = partition->now.state.paused[0] ? PARTITION_PAUSED : PARTITION_WAITING;
 	partition->due = not_before(partition);
@@ -412,17 +413,14 @@ take_record(Partition *partition, const BridgeRecord *record)
 static void
 take_caught_up(Partition *partition, Bridge *bridge, int64 offset)
 {
-	OffsetState *state = &partition->now.state;
-
 	if (partition->state == PARTITION_READING)
 	{
 		partition->failures = 0;
-		if (offset > partition->read && state->next == partition->read)
+		if (offset > partition->read)
 		{
-			state->next = partition->read = offset;
-			state->end = Max(state->end, offset);
-			state->retry_attempts = 0;
-			partition->now.dirty = true;
+			partition->gap_from = partition->read;
+			partition->gap_to = partition->read = offset;
+			partition_pass_gap(partition);
 		}
 	}
 	else if (offset > partition->now.state.anchor.offset)

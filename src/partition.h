@@ -59,6 +59,8 @@ typedef struct Partition
 	uint32		remembered_generation;
 	int64		read;			/* the first offset not read */
 	uint32		generation;		/* what was read in an earlier one is void */
+	int64		gap_from;		/* from here on there is nothing to read, */
+	int64		gap_to;			/* until here; 0: none is known */
 
 	/* what was asked of the bridge */
 	uint32		tag;			/* of the reading, 0: none */
@@ -123,9 +125,18 @@ extern void partition_see_end(Partition *partition, int64 end);
 /* The record at that place was dealt with: the position is behind it */
 extern void partition_applied(Partition *partition, const LogAnchor *place);
 
+/*
+ * Where all that was read is applied, the position moves over what isn't shown
+ * to readers: marks of transactions, what was aborted.
+ */
+extern void partition_pass_gap(Partition *partition);
+
 /* It was not: it is read again, and all that follows, after a while */
 extern void partition_retry(Partition *partition, Bridge *bridge, int64 offset,
 							int attempts, const char *error);
+
+/* Somebody has its row: it begins again from what was saved, a little later */
+extern void partition_put_off(Partition *partition, Bridge *bridge);
 
 /*
  * Reads no further until an operator calls outbox.skip; behind which offset is

@@ -16,6 +16,9 @@
 #include "partition.h"
 #include "safe_text.h"
 
+/* Before a row is tried again that somebody else has locked (ms) */
+#define BUSY_DELAY	1000
+
 LogAnchor
 partition_place(const BridgeRecord *record)
 {
@@ -85,6 +88,32 @@ partition_applied(Partition *partition, const LogAnchor *place)
 	state->retry_error[0] = '\0';
 	partition->now.active = true;
 	partition->now.dirty = true;
+	partition_pass_gap(partition);
+}
+
+void
+partition_pass_gap(Partition *partition)
+{
+	OffsetState *state = &partition->now.state;
+
+	if (partition->gap_to <= state->next || state->next != partition->gap_from)
+		return;
+	state->next = partition->gap_to;
+	state->end = Max(state->end, state->next);
+	state->retry_attempts = 0;
+	partition->now.dirty = true;
+}
+
+void
+partition_put_off(Partition *partition, Bridge *bridge)
+{
+	partition->now.state = partition->row.state;
+	memset(&partition->now.counts, 0, sizeof(partition->now.counts));
+	partition->now.dirty = false;
+	partition->read = partition->now.state.next;
+	partition->generation++;
+	partition_stop(partition, bridge,
+				   TimestampTzPlusMilliseconds(GetCurrentTimestamp(), BUSY_DELAY));
 }
 
 void
@@ -94,11 +123,13 @@ partition_retry(Partition *partition, Bridge *bridge, int64 offset, int attempts
 	OffsetState *state = &partition->now.state;
 
 	state->next = partition->read = offset;
+	state->paused[0] = '\0';	/* further on: it will be met again */
 	state->retry_attempts = attempts;
 	state->retry_at = handler_retry_at(attempts);
 	safe_text_copy(state->retry_error, error, sizeof(state->retry_error));
 	partition->generation++;
 	partition->now.dirty = true;
+	partition->state = PARTITION_WAITING;
 	partition_stop(partition, bridge, state->retry_at);
 }
 

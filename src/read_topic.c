@@ -24,6 +24,9 @@
 #define TROUBLE_DELAY_MIN	500
 #define TROUBLE_DELAY_MAX	30000
 
+/* A topic that so many answers in a row called missing wasn't there */
+#define MISSING_FOR_SURE	3
+
 /* ... and complained of this often (ms) */
 #define TROUBLE_LOG_INTERVAL 60000
 
@@ -251,7 +254,7 @@ start_position(const ReadTopic *topic, int partition)
 	Subscription *subscription = subscription_find(topic->name);
 
 	if (subscription->assigned < 0)
-		subscription_assign(subscription, topic->npartitions);
+		subscription_assign(subscription, topic->was_missing ? 0 : topic->npartitions);
 	return partition < subscription->assigned ? subscription->start : earliest;
 }
 
@@ -420,6 +423,9 @@ topic_answered(Worker *worker, ReadTopic *topic, const BridgeEvent *event)
 	ask_later(topic);
 	if (trouble == NULL)
 		return;
+	if (event->topic_class == OUTCOME_TOPIC_MISSING && topic->npartitions == 0 &&
+		topic->failures >= MISSING_FOR_SURE)
+		topic->was_missing = true;
 	in_trouble(worker, topic, trouble, event->text);
 	while ((partition = next_partition(topic, &next)) != NULL)
 		partition_stop(partition, worker->bridge, DT_NOEND);

@@ -16,6 +16,7 @@ typedef struct ReadTopic
 	char	   *name;
 	ReadKind	kind;
 	const char *trouble;		/* why it isn't read; NULL: nothing known */
+	bool		was_missing;	/* and never read: all that comes is new */
 	bool		blocked;		/* a subscription that can't be handled now */
 	int			failures;		/* in a row */
 	TimestampTz ask_at;			/* when to ask what the brokers know of it */

@@ -44,11 +44,14 @@ static const char *role_of(const Partition *partition);
 static void take_result(Received *received, const BridgeEvent *event);
 static BridgeRecord copy_record(const BridgeRecord *record);
 static void log_bad(Partition *partition, int64 offset, const char *problem);
-static bool apply_some(Worker *worker, Received *received, int n, bool alone);
-static void apply_in_transaction(Worker *worker, Received *received, int n, bool alone);
+static bool begin_applying(Worker *worker, Received *received, int n);
+static int	apply_some(Worker *worker, Received *received, int n, bool alone);
+static int	failed(Worker *worker, Received *received, int n, bool alone,
+				   const ErrorData *error);
+static int	apply_in_transaction(Worker *worker, Received *received, int n, bool alone);
 static void for_dirty(void (*what) (Partition *));
 static bool anything_to_save(void);
-static bool lock_positions(void);
+static bool lock_positions(Worker *worker);
 static void save_positions(void);
 
 /* ---------------------------------------------------------------------
@@ -195,28 +198,36 @@ void
 received_apply(Worker *worker)
 {
 	int			n = batch.n;
+	int			done = 0;
 
 	if (n == 0 && !anything_to_save())
 		return;
 
 	/* read_topics_unload and the like find the batch empty */
 	batch.n = 0;
-	if (!apply_some(worker, batch.received, n, n == 1))
+	if (n == 0)
+		batch.role = NULL;
+	do
 	{
-		for (int i = 0; i < n; i++)
-			(void) apply_some(worker, &batch.received[i], 1, true);
-	}
+		Received   *rest = batch.received + done;
+		int			applied = apply_some(worker, rest, n - done, n - done == 1);
+
+		if (applied < 0)
+		{
+			for (int i = 0; i < n - done; i++)
+				(void) apply_some(worker, &rest[i], 1, true);
+			applied = n - done;
+		}
+		done += applied;
+	} while (done < n);
 	batch.bytes = 0;
 	MemoryContextReset(batch.context);
 }
 
-/* True unless the records have to be applied again, each alone */
+/* False, with no transaction begun, if the records have to be read again */
 static bool
-apply_some(Worker *worker, Received *received, int n, bool alone)
+begin_applying(Worker *worker, Received *received, int n)
 {
-	MemoryContext context = CurrentMemoryContext;
-	volatile bool done = true;
-
 	for (int i = 0; i < n; i++)
 	{
 		if (!received_is_void(&received[i]))
@@ -225,65 +236,110 @@ apply_some(Worker *worker, Received *received, int n, bool alone)
 	if (!worker_begin(worker))
 	{
 		read_topics_unload(worker->bridge);
-		return true;
+		return false;
 	}
 	for_dirty(partition_remember);
-	if (!lock_positions())
-	{
-		SPI_finish();
-		AbortCurrentTransaction();
-		ereport(LOG,
-				(errmsg("the positions in the topics were changed by somebody else"),
-				 errdetail("Reading goes on from there.")));
-		read_topics_unload(worker->bridge);
+	if (lock_positions(worker))
 		return true;
-	}
+
+	SPI_finish();
+	AbortCurrentTransaction();
+	ereport(LOG,
+			(errmsg("the positions in the topics were changed by somebody else"),
+			 errdetail("Reading goes on from there.")));
+	read_topics_unload(worker->bridge);
+	return false;
+}
+
+/*
+ * Applies the first of them, returns how many.  -1: what went wrong at the end
+ * of the transaction has to be found out, with each of them alone.
+ */
+static int
+apply_some(Worker *worker, Received *received, int n, bool alone)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+	volatile int applied = n;
+
+	if (!begin_applying(worker, received, n))
+		return n;
 	PG_TRY();
 	{
-		apply_in_transaction(worker, received, n, alone);
+		applied = apply_in_transaction(worker, received, n, alone);
 	}
 	PG_CATCH();
 	{
-		ErrorData  *error;
-
-		if (alone || batch.role == NULL)
+		if (batch.role == NULL || (alone && batch.kind == READ_RESULTS))
 			PG_RE_THROW();
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
 		AbortCurrentTransaction();
+		handler_tidy_session();
+		for_dirty(partition_restore);
+	}
+	PG_END_TRY();
+	if (error == NULL)
+	{
+		handler_tidy_session();
+		for_dirty(partition_saved);
+		return applied;
+	}
+	applied = failed(worker, received, n, alone, error);
+	FreeErrorData(error);
+	return applied;
+}
+
+/*
+ * It wasn't the call of a handler that failed.  For a record that was alone it
+ * counts as if it had been: whatever it is, it must not stop all the others.
+ */
+static int
+failed(Worker *worker, Received *received, int n, bool alone, const ErrorData *error)
+{
+	if (!alone)
+	{
 		ereport(LOG,
 				(errmsg("a batch of %d records is handled again, each alone: %s",
 						n, error->message)));
-		FreeErrorData(error);
-		for_dirty(partition_restore);
-		done = false;
+		return -1;
 	}
-	PG_END_TRY();
-	handler_tidy_session();
-	if (done)
+	ereport(WARNING,
+			(errmsg("could not handle the record at offset " INT64_FORMAT
+					" of topic \"%s\" partition %d: %s", received->place.offset,
+					received->partition->row.topic, received->partition->row.partition,
+					error->message)));
+	if (begin_applying(worker, received, 1))
+	{
+		subscribed_failed(worker, received, error);
+		save_positions();
+		worker_commit(worker);
 		for_dirty(partition_saved);
-	return done;
+	}
+	return 1;
 }
 
-static void
+static int
 apply_in_transaction(Worker *worker, Received *received, int n, bool alone)
 {
-	int			confirmed = 0;
-	int			failed = 0;
+	int			applied = n;
+	int			nconfirmed = 0;
+	int			nfailed = 0;
 
 	consumer_load_config();
 	if (batch.kind == READ_RESULTS)
-		results_apply(received, n, alone, &confirmed, &failed);
+		results_apply(received, n, alone, &nconfirmed, &nfailed);
 	else
-		subscribed_handle(worker, received, n, alone);
+		applied = subscribed_handle(worker, received, n, alone);
 	save_positions();
 	worker_commit(worker);
 
-	pg_atomic_fetch_add_u64(&worker->db->confirmed, confirmed);
-	pg_atomic_fetch_add_u64(&worker->db->failed, failed);
+	pg_atomic_fetch_add_u64(&worker->db->confirmed, nconfirmed);
+	pg_atomic_fetch_add_u64(&worker->db->failed, nfailed);
 	if (n > 0)
 		worker_bridge_proved(worker);
+	return applied;
 }
 
 static void
@@ -315,19 +371,28 @@ anything_to_save(void)
 
 /*
  * Locks the rows of all partitions that the batch is about.  False if one of
- * them isn't as we left it.
+ * them isn't as we left it.  One that somebody has locked is left for later.
  */
 static bool
-lock_positions(void)
+lock_positions(Worker *worker)
 {
 	PartitionScan scan = {0};
 	Partition  *partition;
 
 	while ((partition = read_topics_scan(&scan)) != NULL)
 	{
-		if (partition->now.dirty &&
-			!store_offset_lock(&partition->row, &partition->now.state))
-			return false;
+		if (!partition->now.dirty)
+			continue;
+		switch (store_offset_lock(&partition->row, &partition->now.state))
+		{
+			case OFFSET_LOCKED:
+				break;
+			case OFFSET_BUSY:
+				partition_put_off(partition, worker->bridge);
+				break;
+			case OFFSET_CHANGED:
+				return false;
+		}
 	}
 	return true;
 }

@@ -52,8 +52,9 @@ extern void received_take(Partition *partition, const BridgeEvent *event,
 						  PartitionNews news);
 
 /*
- * Applies it and saves the positions, in one transaction; where that fails
- * because of what handlers left to its end, in one a record.  It is empty then.
+ * Applies it and saves the positions, in one transaction, or in several where
+ * that takes long; where one fails because of what handlers left to its end, in
+ * one a record.  It is empty then.
  */
 extern void received_apply(Worker *worker);
 

@@ -18,6 +18,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/array.h"
+#include "utils/timestamp.h"
 #include "utils/uuid.h"
 
 #include "capture.h"
@@ -27,6 +28,9 @@
 #include "result_apply.h"
 #include "result_route.h"
 #include "store.h"
+
+/* A transaction begins no other call of a handler after so long (ms) */
+#define TRANSACTION_TIME	500
 
 /* The results of one message */
 typedef struct ResultGroup
@@ -45,7 +49,9 @@ static void choose_handlers(ResultGroup *groups, int ngroups, const MessageState
 							int *ncalls);
 static void call_handlers(ResultGroup *groups, int ngroups, int ncalls, bool alone,
 						  int *confirmed, int *failed);
-static void owe_call(ResultGroup *group, const char *trouble);
+static const char *postponed(Handler *handler, const Handler *scope, int ncalled,
+							 TimestampTz begun);
+static void owe_call(ResultGroup *group, const char *why);
 static void call_handler(ResultGroup *group, bool alone, int *confirmed, int *failed);
 static void read_states(const ResultGroup *groups, int ngroups, MessageState *states);
 static bool choose_effective(ResultGroup *groups, int ngroups, const MessageState *states);
@@ -376,14 +382,39 @@ compare_arrival(const void *a, const void *b)
 	return left < right ? -1 : left > right;
 }
 
-/* The batch was cut so that all are of one role */
+/*
+ * NULL, or why the call can't be made in this transaction.  The batch was cut
+ * so that all are of one role, and not too many; but the configuration may have
+ * changed since.
+ */
+static const char *
+postponed(Handler *handler, const Handler *scope, int ncalled, TimestampTz begun)
+{
+	const char *trouble = handler_resolve(handler, outbox_type_oid("message"));
+
+	if (trouble == NULL)
+	{
+		handler_lock(handler);
+		trouble = handler_resolve(handler, outbox_type_oid("message"));
+	}
+	if (trouble != NULL)
+		return trouble;
+	if ((scope != NULL && handler->role != scope->role) || ncalled == HANDLER_CALLS_MAX ||
+		(ncalled > 0 && TimestampDifferenceExceeds(begun, GetCurrentTimestamp(),
+												   TRANSACTION_TIME)))
+		return "it has to wait for its turn";
+	return NULL;
+}
+
 static void
 call_handlers(ResultGroup *groups, int ngroups, int ncalls, bool alone,
 			  int *confirmed, int *failed)
 {
 	ResultGroup **calls = palloc(ncalls * sizeof(ResultGroup *));
-	const Handler *any = NULL;
+	TimestampTz begun = GetCurrentTimestamp();
+	const Handler *scope = NULL;
 	int			n = 0;
+	int			ncalled = 0;
 
 	for (int i = 0; i < ngroups; i++)
 	{
@@ -394,22 +425,23 @@ call_handlers(ResultGroup *groups, int ngroups, int ncalls, bool alone,
 	for (int i = 0; i < ncalls; i++)
 	{
 		Handler    *handler = &calls[i]->handler->handler;
-		const char *trouble = handler_resolve(handler, outbox_type_oid("message"));
+		const char *why = postponed(handler, scope, ncalled, begun);
 
-		if (trouble != NULL)
+		if (why != NULL)
 		{
-			owe_call(calls[i], trouble);
+			owe_call(calls[i], why);
 			continue;
 		}
-		if (any == NULL)
+		if (scope == NULL)
 			handler_scope_begin(handler);
-		any = handler;
+		scope = handler;
+		ncalled++;
 		call_handler(calls[i], alone, confirmed, failed);
 	}
-	if (any == NULL)
+	if (scope == NULL)
 		return;
 	if (!alone)
-		handler_fire_deferred(any);
+		handler_fire_deferred(scope);
 	handler_scope_end();
 }
 
@@ -448,17 +480,14 @@ call_handler(ResultGroup *group, bool alone, int *confirmed, int *failed)
 		(*failed)++;
 }
 
-/* The handler can't be called now */
+/* The handler can't be called now, through no fault of the call */
 static void
-owe_call(ResultGroup *group, const char *trouble)
+owe_call(ResultGroup *group, const char *why)
 {
 	OutcomeCall call = make_outcome_call(group, true);
-	HandlerOutcome outcome = {.error = trouble};
 	int			level = worker_settings_begin();
 
-	strlcpy(outcome.sqlstate, unpack_sql_state(ERRCODE_UNDEFINED_FUNCTION),
-			sizeof(outcome.sqlstate));
-	owed_call_add(&call, group->handler->topic, &outcome);
+	owed_call_postpone(&call, group->handler->topic, why);
 	worker_settings_end(level);
 	group->applied = true;
 }

@@ -155,7 +155,7 @@ make_row(OffsetRow *row, const OffsetState *state)
 	return true;
 }
 
-bool
+OffsetLock
 store_offset_lock(OffsetRow *row, const OffsetState *state)
 {
 	static const Oid types[] = {KEY_TYPES};
@@ -163,22 +163,25 @@ store_offset_lock(OffsetRow *row, const OffsetState *state)
 	Datum		values[NKEYS];
 
 	if (!row->exists)
-		return make_row(row, state);
+		return make_row(row, state) ? OFFSET_LOCKED : OFFSET_CHANGED;
 
 	key_values(row, values);
 	if (store_execute("SELECT " ROW_COLUMNS " FROM outbox.consumer_offset"
-					  " WHERE " KEY_CONDITION " AND ctid = $4 FOR NO KEY UPDATE",
+					  " WHERE " KEY_CONDITION " AND ctid = $4"
+					  " FOR NO KEY UPDATE SKIP LOCKED",
 					  NKEYS, types, values, NULL) == 0 &&
 		store_execute("SELECT " ROW_COLUMNS " FROM outbox.consumer_offset"
-					  " WHERE " KEY_CONDITION " FOR NO KEY UPDATE",
+					  " WHERE " KEY_CONDITION " FOR NO KEY UPDATE SKIP LOCKED",
 					  NKEYS - 1, types, values, NULL) == 0)
-		return false;
+		return store_execute("SELECT FROM outbox.consumer_offset WHERE " KEY_CONDITION,
+							 NKEYS - 1, types, values, NULL) > 0 ?
+			OFFSET_BUSY : OFFSET_CHANGED;
 	take_row(&now);
 	if (now.state.next != row->state.next ||
 		strcmp(now.state.paused, row->state.paused) != 0)
-		return false;
+		return OFFSET_CHANGED;
 	row->ctid = now.ctid;
-	return true;
+	return OFFSET_LOCKED;
 }
 
 void

@@ -79,11 +79,15 @@ typedef struct RecordCounts
 /* Reads the row of row->topic, row->partition and row->kind */
 extern void store_offset_read(OffsetRow *row);
 
-/*
- * Locks a row, or makes it with the given state if there was none.  False if
- * it isn't any more as it was read: somebody else changed it.
- */
-extern bool store_offset_lock(OffsetRow *row, const OffsetState *state);
+typedef enum OffsetLock
+{
+	OFFSET_LOCKED,
+	OFFSET_BUSY,				/* somebody else has it locked */
+	OFFSET_CHANGED				/* it isn't any more as it was read */
+} OffsetLock;
+
+/* Locks a row, or makes it with the given state if there was none; never waits */
+extern OffsetLock store_offset_lock(OffsetRow *row, const OffsetState *state);
 
 /* Changes a locked row; counts are added */
 extern void store_offset_save(OffsetRow *row, const OffsetState *state,

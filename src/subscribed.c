@@ -7,11 +7,16 @@
  */
 #include "postgres.h"
 
+#include "utils/timestamp.h"
+
 #include "handled.h"
 #include "message_id.h"
 #include "subscribed.h"
 
 #define HEADER_ID	"id"
+
+/* A transaction begins no other call after so long (ms) */
+#define TRANSACTION_TIME	500
 
 void
 handled_init(Handled *handled, Subscription *subscription, const BridgeRecord *record)
@@ -211,6 +216,11 @@ make_handled(Worker *worker, Received *received, int n, int *nhandled, int *wher
 
 		if (received_is_void(&received[i]))
 			continue;
+		if (can_be_handled(subscription, handled, *nhandled))
+		{
+			handler_lock(&subscription->handler);
+			subscriptions_check();
+		}
 		if (!can_be_handled(subscription, handled, *nhandled))
 		{
 			partition_unload(received[i].partition, worker->bridge);
@@ -222,9 +232,11 @@ make_handled(Worker *worker, Received *received, int n, int *nhandled, int *wher
 	return handled;
 }
 
-void
+int
 subscribed_handle(Worker *worker, Received *received, int n, bool alone)
 {
+	TimestampTz begun = GetCurrentTimestamp();
+	int			dealt_with = n;
 	int		   *where = palloc(Max(n, 1) * sizeof(int));
 	int			nhandled;
 	Handled    *handled;
@@ -232,7 +244,7 @@ subscribed_handle(Worker *worker, Received *received, int n, bool alone)
 	subscriptions_check();
 	handled = make_handled(worker, received, n, &nhandled, where);
 	if (nhandled == 0)
-		return;
+		return n;
 	inbox_find(handled, nhandled);
 	message_floor_ensure();
 	handler_scope_begin(&handled[0].subscription->handler);
@@ -242,6 +254,12 @@ subscribed_handle(Worker *worker, Received *received, int n, bool alone)
 
 		if (received_is_void(one))
 			continue;
+		if (i > 0 && TimestampDifferenceExceeds(begun, GetCurrentTimestamp(),
+												TRANSACTION_TIME))
+		{
+			dealt_with = where[i];
+			break;
+		}
 		handled[i].alone = alone;
 		handled[i].attempts = attempts_before(one);
 		handle_one(&handled[i], handled);
@@ -257,4 +275,23 @@ subscribed_handle(Worker *worker, Received *received, int n, bool alone)
 		if (handled[i].fate == HANDLED_DEAD)
 			dead_record_keep(&handled[i]);
 	}
+	return dealt_with;
+}
+
+void
+subscribed_failed(Worker *worker, Received *received, const ErrorData *error)
+{
+	Subscription *subscription = subscription_find(received->partition->row.topic);
+	Handled		handled;
+
+	if (received_is_void(received) || subscription == NULL)
+		return;
+	handled_init(&handled, subscription, &received->record);
+	handled.attempts = attempts_before(received);
+	handler_note_error(&handled.outcome, error);
+	handled.outcome.verdict = HANDLER_TRANSIENT;
+	handled.fate = fate_for_now(&handled);
+	note_progress(worker, received, &handled);
+	if (handled.fate == HANDLED_DEAD)
+		dead_record_keep(&handled);
 }

@@ -137,6 +137,13 @@ subscription_trouble(Subscription *subscription)
 		!topic_may_send(subscription->reply_topic, subscription->handler.role))
 		return psprintf("role \"%s\" may not send to topic \"%s\"", role,
 						subscription->reply_topic);
+	if (subscription->dead_letter)
+	{
+		char	   *topic = psprintf("%s%s", subscription->topic, DEAD_LETTER_SUFFIX);
+
+		if (!topic_may_send(topic, subscription->handler.role))
+			return psprintf("role \"%s\" may not send to topic \"%s\"", role, topic);
+	}
 	return NULL;
 }
 
@@ -197,14 +204,21 @@ subscription_find(const char *topic)
 		bsearch(&key, list, nlist, sizeof(Subscription), compare_subscriptions);
 }
 
+/* Another consumer may have been quicker, and have counted otherwise */
 void
 subscription_assign(Subscription *subscription, int partitions)
 {
 	static const Oid types[] = {TEXTOID, INT4OID};
 	Datum		values[2] = {CStringGetTextDatum(subscription->topic),
 	Int32GetDatum(partitions)};
+	Datum		assigned;
+	bool		isnull;
 
-	store_execute("UPDATE outbox.subscription_config SET assigned = $2"
-				  " WHERE topic = $1 AND assigned IS NULL", 2, types, values, NULL);
-	subscription->assigned = partitions;
+	if (store_fetch_one("UPDATE outbox.subscription_config"
+						" SET assigned = coalesce(assigned, $2)"
+						" WHERE topic = $1 RETURNING assigned",
+						2, types, values, NULL, &isnull, &assigned))
+		subscription->assigned = DatumGetInt32(assigned);
+	else
+		subscription->assigned = partitions;
 }

@@ -43,10 +43,10 @@ static const Property producer_defaults[] = {
 	{NULL, NULL}
 };
 
-/* A broker that hangs holds a question for so long */
+/* A broker that hangs holds a question for so long; the queue is a partition's */
 static const Property consumer_defaults[] = {
 	{"socket.timeout.ms", "10000"},
-	{"queued.max.messages.kbytes", "8192"},
+	{"queued.max.messages.kbytes", "1024"},
 	{NULL, NULL}
 };
 
