@@ -138,9 +138,9 @@ worker_bridge_proved(Worker *worker)
 void
 worker_bridge_failed(Worker *worker, const char *how)
 {
+	Bridge	   *bridge = worker->bridge;
 	long		delay;
 
-	bridge_stop(worker->bridge);
 	worker->bridge = NULL;
 	worker->bridge_ready = false;
 	worker->brokers_up = false;
@@ -152,6 +152,9 @@ worker_bridge_failed(Worker *worker, const char *how)
 	ereport(LOG,
 			(errmsg("the bridge to Kafka ended: %s", how),
 			 errdetail("A new one is started in %ld ms; no message is lost.", delay)));
+
+	/* last, since it may be the bridge that says how */
+	bridge_stop(bridge);
 }
 
 /* The bridge's log lines go to the server's log under the worker's name */
