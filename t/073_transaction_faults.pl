@@ -291,7 +291,7 @@ my $delivered = 0;
 
 sub deliver
 {
-	my $n = $full ? 200 : 60;
+	my $n = 400;            # some batches
 	my ($not_ready) = $broker_starts_at != 0 || $kafka->try_ktool('', 'wait-ready', 1);
 
 	return if $not_ready;
