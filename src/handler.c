@@ -56,6 +56,9 @@ static uint64 scope_number = 0;
 /* Some handler was called since the session was tidied last */
 static bool session_used = false;
 
+/* A handler has changed when constraints are checked, until the transaction ends */
+static bool constraints_set = false;
+
 /* When what the role runs now is to be cancelled; 0: it runs nothing */
 static TimestampTz deadline = 0;
 
@@ -184,6 +187,7 @@ void
 handler_scope_begin(const Handler *handler)
 {
 	session_used = true;
+	constraints_set = false;
 	scope_number++;
 	apply_role_settings(handler->role);
 }
@@ -354,6 +358,22 @@ outbox_refuse_handlers(PG_FUNCTION_ARGS)
 						text_to_cstring(PG_GETARG_TEXT_PP(0))),
 				 errdetail("The positions of subscriptions are the consumer's while it runs.")));
 	PG_RETURN_VOID();
+}
+
+void
+handler_constraints_set(void)
+{
+	if (deadline != 0)
+		constraints_set = true;
+}
+
+void
+handler_check_constraints(void)
+{
+	if (constraints_set)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a handler has used SET CONSTRAINTS")));
 }
 
 void

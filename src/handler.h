@@ -103,6 +103,15 @@ extern void handler_note_error(HandlerOutcome *outcome, const ErrorData *error);
 extern void handler_invoke(Handler *handler, Datum argument, HandlerOutcome *outcome);
 
 /*
+ * What SET CONSTRAINTS said can't be taken back but with the transaction: before
+ * a call, this raises if an earlier one in it has said so.
+ */
+extern void handler_check_constraints(void);
+
+/* SET CONSTRAINTS was used in this session */
+extern void handler_constraints_set(void);
+
+/*
  * Checks deferred constraints and fires deferred triggers as the role, until
  * there are none: not even those that these left behind, which would be fired
  * at commit, as the worker.  In a subtransaction, nothing must have been

@@ -26,6 +26,7 @@
 
 #include "announce.h"
 #include "compat.h"
+#include "handler.h"
 #include "hooks.h"
 #include "launcher.h"
 #include "wait_for.h"
@@ -130,6 +131,8 @@ outbox_ProcessUtility(PlannedStmt *pstmt, const char *queryString, bool readOnly
 		databases_changed = true;
 	run_utility(pstmt, queryString, readOnlyTree, context, params, queryEnv, dest, qc);
 
+	if (IsA(command, ConstraintsSetStmt))
+		handler_constraints_set();
 	if (commits_prepared)
 	{
 		DatabaseSlot *slot;

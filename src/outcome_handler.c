@@ -211,6 +211,7 @@ call_body(void *state, HandlerOutcome *outcome)
 void
 outcome_call(OutcomeCall *call, HandlerOutcome *outcome)
 {
+	handler_check_constraints();
 	handler_isolate(call_body, call, outcome);
 	if (outcome->verdict != HANDLER_DONE)
 		call->handler->handler.looked_up = 0;

@@ -96,6 +96,7 @@ handled_call(Handled *handled)
 {
 	Subscription *subscription = handled->subscription;
 
+	handler_check_constraints();
 	handler_isolate(call_body, handled, &handled->outcome);
 	if (handled->outcome.verdict != HANDLER_DONE)
 		subscription->handler.looked_up = 0;
