@@ -202,6 +202,10 @@ EOS
 		[ 'SET ROLE', $job->('SET ROLE postgres'), '42501' ],
 		[ 'RESET ROLE', $job->('RESET ROLE'), '42501' ],
 		[ 'SET SESSION AUTHORIZATION', $job->('SET SESSION AUTHORIZATION postgres'), '42501' ],
+		[ 'a temporary table', 'CREATE TEMP TABLE t (sql text);
+			CREATE CONSTRAINT TRIGGER t AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
+				FOR EACH ROW EXECUTE FUNCTION alice.do_job();
+			INSERT INTO t VALUES (\'SELECT 1\')', 'SUCCESS' ],
 		[ 'sleeping', $job->('SELECT pg_sleep(1000)'), '(57014)' ],
 		[ 'raising later', $job->("SET CONSTRAINTS ALL DEFERRED; "
 			  . $job->('SELECT 1 / 0') =~ s/\$job\$/\$later\$/gr), '22012' ]);
