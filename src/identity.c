@@ -90,11 +90,12 @@ identity_check(void)
 		return psprintf("parked: %s", TextDatumGetCString(result));
 	}
 
-	/* an empty log is nobody's copy */
-	if (store_fetch_one("SELECT 1 FROM outbox.log LIMIT 1", 0, NULL, NULL, NULL,
-						&isnull, &result))
+	/* with an empty log, and no subscription that was read, it is nobody's copy */
+	if (store_fetch_one("SELECT 1 FROM outbox.log UNION ALL"
+						" SELECT 1 FROM outbox.consumer_offset WHERE kind = 's' LIMIT 1",
+						0, NULL, NULL, NULL, &isnull, &result))
 	{
-		identity_write("its messages were written in another database");
+		identity_write("its messages or positions are those of another database");
 		return identity_check();
 	}
 	identity_write(NULL);

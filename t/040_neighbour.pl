@@ -81,6 +81,16 @@ wait_published('two');
 wait_for_value($node, 'copy', "SELECT parked IS NOT NULL FROM outbox.stat", 't');
 pass('the copy of a database with messages is parked');
 
+# It would handle and answer what the original does.
+$node->safe_psql('postgres', 'CREATE DATABASE reader');
+$node->safe_psql('reader', q{CREATE EXTENSION outbox;
+	INSERT INTO outbox.consumer_offset (topic, partition, kind, next_offset, updated_at)
+	VALUES ('orders', 0, 's', 5, now())});
+$node->safe_psql('postgres', 'CREATE DATABASE reader_copy TEMPLATE reader');
+wait_for_value($node, 'reader_copy', "SELECT parked IS NOT NULL FROM outbox.stat", 't');
+pass('and that of one that has read a subscription');
+$node->safe_psql('postgres', "DROP DATABASE $_") foreach ('reader', 'reader_copy');
+
 my $tablespace = PostgreSQL::Test::Utils::tempdir;
 $node->safe_psql('postgres', "CREATE TABLESPACE elsewhere LOCATION '$tablespace'");
 $node->safe_psql('postgres', 'CREATE DATABASE plain');
