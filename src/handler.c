@@ -90,10 +90,17 @@ handler_function_problem(Oid function, Oid argument_type)
 	return problem;
 }
 
+/* Whoever asks need not be allowed to use its schema, as LookupFuncName wants */
 static Oid
 find_function(const char *name, Oid argument_type)
 {
-	return LookupFuncName(outbox_qualified_name(name), 1, &argument_type, true);
+	char	   *schema;
+	char	   *function;
+
+	DeconstructQualifiedName(outbox_qualified_name(name), &schema, &function);
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum(function),
+						   PointerGetDatum(buildoidvector(&argument_type, 1)),
+						   ObjectIdGetDatum(get_namespace_oid(schema, true)));
 }
 
 const char *
