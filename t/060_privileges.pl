@@ -269,7 +269,9 @@ allowed('outbox_operator', qq{
 	SELECT outbox.set_topic('shop.orders', 'shop.results'), outbox.create_topic('shop.orders'),
 		outbox.resend('$id'), outbox.grant_topic('x', 'app', 'send'),
 		outbox.revoke_topic('x', 'app', 'send'), outbox.adopt();
-	SELECT outbox.replay('orders'); TABLE outbox.topic_request}, 'the operator operates');
+	SELECT outbox.replay('orders'), outbox.pause('orders'), outbox.resume('orders'),
+		outbox.resend('orders', '-infinity', 'infinity');
+	TABLE outbox.topic_request}, 'the operator operates');
 refused('outbox_operator', @$_, "it may ask for it: $_->[0]")
   foreach ([ q{SELECT outbox.skip('orders', 0, 1)}, qr/no subscription has read partition 0/ ],
 	[ 'SELECT outbox.replay(1)', qr/no dead record 1/ ], [ "SELECT outbox.replay('$id'::uuid)", qr/no call/ ]);
