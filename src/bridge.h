@@ -35,6 +35,7 @@ typedef struct BridgeRecord
 	/* incoming records only */
 	int32		partition;
 	int64		offset;
+	int64		end;			/* of its log, -1 if unknown */
 	int64		timestamp;		/* milliseconds since 1970, -1 if unknown */
 } BridgeRecord;
 

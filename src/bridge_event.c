@@ -312,6 +312,7 @@ decode_record(Bridge *bridge, BridgeEvent *event)
 	record->topic = get_string(frame);
 	record->partition = (int32) get_u32(frame);
 	record->offset = (int64) get_u64(frame);
+	record->end = (int64) get_u64(frame);
 	record->timestamp = (int64) get_u64(frame);
 	record->key = get_blob(frame, &record->key_len);
 	record->value = get_blob(frame, &record->value_len);

@@ -118,7 +118,7 @@ partition_loaded(Partition *partition)
 	else
 		partition->now.state.next = partition->now.state.end = -1;
 	partition->read = partition->now.state.next;
-	partition->gap_to = 0;
+	partition->gap_to = partition->seen_end = 0;
 	partition->generation++;
 	partition->state = partition->now.state.paused[0] ? PARTITION_PAUSED : PARTITION_WAITING;
 	partition->due = not_before(partition);
@@ -401,6 +401,7 @@ take_record(Partition *partition, const BridgeRecord *record)
 	if (record->offset < partition->read)
 		return PARTITION_NO_NEWS;
 	partition->read = record->offset + 1;
+	partition->seen_end = Max(Max(partition->seen_end, record->end), partition->read);
 	partition->failures = 0;
 	return PARTITION_NEW_RECORD;
 }

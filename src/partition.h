@@ -59,6 +59,7 @@ typedef struct Partition
 	uint32		remembered_generation;
 	int64		read;			/* the first offset not read */
 	uint32		generation;		/* what was read in an earlier one is void */
+	int64		seen_end;		/* of the log; 0: it wasn't seen */
 	int64		gap_from;		/* from here on there is nothing to read, */
 	int64		gap_to;			/* until here; 0: none is known */
 

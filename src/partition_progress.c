@@ -83,7 +83,7 @@ partition_applied(Partition *partition, const LogAnchor *place)
 	if (place->kind == ANCHOR_RECORD)
 		partition->now.last = *place;
 	state->next = place->offset + 1;
-	state->end = Max(state->end, state->next);
+	state->end = Max(partition->seen_end, state->next);
 	state->retry_attempts = 0;
 	state->retry_error[0] = '\0';
 	partition->now.active = true;
@@ -158,7 +158,7 @@ partition_see_end(Partition *partition, int64 end)
 {
 	OffsetState *state = &partition->now.state;
 
-	state->end = Max(end, partition->read);
+	partition->seen_end = state->end = Max(end, partition->read);
 
 	/* people want to see it if we are behind */
 	if (state->end > state->next && state->end != partition->row.state.end)
@@ -169,6 +169,7 @@ void
 partition_begin_at(Partition *partition, int64 offset)
 {
 	partition->now.state.next = partition->read = offset;
+	partition->seen_end = 0;
 	partition->now.state.anchor.kind = ANCHOR_LOG_START;
 	partition->now.state.anchor.offset = partition->low;
 	partition->now.dirty = true;

@@ -22,6 +22,8 @@
 #define REFRESH_MS			5000
 /* An error that lasts is told again so often */
 #define ERROR_AGAIN_MS		10000
+/* Where the log of a reading ends is looked up so often */
+#define END_MS				100
 /* What a record's frame takes beside topic, key, value and headers */
 #define RECORD_OVERHEAD		100
 
@@ -32,6 +34,8 @@ typedef struct Reading
 	Topic	   *topic;
 	int32_t		partition;
 	rd_kafka_queue_t *queue;
+	int64_t		end;			/* of the log, as the last fetch saw it; -1: unknown */
+	int64_t		end_at;			/* when that was looked up */
 	rd_kafka_resp_err_t err;	/* last one reported */
 	int64_t		err_at;
 } Reading;
@@ -44,7 +48,8 @@ static void end_reading(Reading *reading);
 static bool serve_reading(Reading *reading);
 static void serve_message(Reading *reading, const rd_kafka_message_t *message);
 static size_t headers_size(const rd_kafka_headers_t *headers, uint32_t *count);
-static void send_record(const Reading *reading, const rd_kafka_message_t *message,
+static void look_for_end(Reading *reading);
+static void send_record(Reading *reading, const rd_kafka_message_t *message,
 						const rd_kafka_headers_t *headers, uint32_t nheaders);
 static void suspect(Topic *topic);
 static void reading_error(Reading *reading, rd_kafka_resp_err_t err, int64_t offset,
@@ -76,6 +81,7 @@ consume_start(uint32_t tag, const char *topic, int32_t partition, int64_t offset
 	reading = xalloc(sizeof(Reading));
 	reading->tag = tag;
 	reading->topic = known;
+	reading->end = -1;
 	reading->partition = partition;
 	reading->queue = rd_kafka_queue_new(client.rk);
 	rd_kafka_queue_io_event_enable(reading->queue, client.wakeup, &one, sizeof(one));
@@ -248,18 +254,36 @@ headers_size(const rd_kafka_headers_t *headers, uint32_t *count)
 	return size;
 }
 
+/* No question to the brokers: each fetch brings it */
 static void
-send_record(const Reading *reading, const rd_kafka_message_t *message,
+look_for_end(Reading *reading)
+{
+	int64_t		now = now_ms();
+	int64_t		low;
+	int64_t		high;
+
+	if (reading->end_at != 0 && now - reading->end_at < END_MS)
+		return;
+	reading->end_at = now;
+	if (rd_kafka_get_watermark_offsets(client.rk, reading->topic->name, reading->partition,
+									   &low, &high) == RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0)
+		reading->end = high;
+}
+
+static void
+send_record(Reading *reading, const rd_kafka_message_t *message,
 			const rd_kafka_headers_t *headers, uint32_t nheaders)
 {
 	rd_kafka_timestamp_type_t type;
 	int64_t		timestamp = rd_kafka_message_timestamp(message, &type);
 
+	look_for_end(reading);
 	frame_item(&client.out, FRAME_RECORDS);
 	put_u32(&client.out, reading->tag);
 	put_string(&client.out, reading->topic->name);
 	put_u32(&client.out, (uint32_t) message->partition);
 	put_u64(&client.out, (uint64_t) message->offset);
+	put_u64(&client.out, (uint64_t) reading->end);
 	put_u64(&client.out, (uint64_t) (type == RD_KAFKA_TIMESTAMP_NOT_AVAILABLE ? -1 : timestamp));
 	put_blob(&client.out, message->key, (int32_t) message->key_len);
 	put_blob(&client.out, message->payload, (int32_t) message->len);

@@ -14,7 +14,7 @@
 #ifndef OUTBOX_PROTOCOL_H
 #define OUTBOX_PROTOCOL_H
 
-#define BRIDGE_PROTOCOL		2
+#define BRIDGE_PROTOCOL		3
 
 /* Both ends are compiled with the same one; they refuse any other */
 #ifndef OUTBOX_BUILD
@@ -91,8 +91,8 @@ typedef enum FrameType
 	 * partitions, u32 leaderless, u32 replication factor, u32
 	 * min.insync.replicas (-1: unknown).
 	 *
-	 * RECORDS ...: u32 tag, string topic, u32 partition, u64 offset, u64
-	 * timestamp, blob key, blob value, u32 number of headers, and for each
+	 * RECORDS ...: u32 tag, string topic, u32 partition, u64 offset, u64 end of
+	 * the log as the last fetch saw it (-1: unknown), u64 timestamp, blob key, blob value, u32 number of headers, and for each
 	 * string name, blob value.
 	 *
 	 * CAUGHT_UP: u32 tag, u64 offset of the next record to come.

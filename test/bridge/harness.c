@@ -418,6 +418,7 @@ next_record(Child *child, TestRecord *record, int timeout_ms)
 	snprintf(record->topic, sizeof(record->topic), "%s", get_string(frame));
 	record->partition = (int32_t) get_u32(frame);
 	record->offset = (int64_t) get_u64(frame);
+	record->end = (int64_t) get_u64(frame);
 	record->timestamp = (int64_t) get_u64(frame);
 	record->key = get_blob(frame, &record->key_len);
 	record->value = get_blob(frame, &record->value_len);

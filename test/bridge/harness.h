@@ -45,6 +45,7 @@ typedef struct TestRecord
 	char		topic[64];
 	int32_t		partition;
 	int64_t		offset;
+	int64_t		end;
 	int64_t		timestamp;
 	const void *key;
 	int32_t		key_len;

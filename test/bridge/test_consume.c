@@ -124,7 +124,8 @@ positions(void)
 	   get_u64(&child->frame) == 100 && frame_done(&child->frame),
 	   "a time behind the last record is the end");
 	send_consume(child, 2, "positions", 0, 98);
-	ok(next_record(child, &r, 10000) && r.offset == 98, "reading starts where it is told to");
+	ok(next_record(child, &r, 10000) && r.offset == 98 && r.end == 100,
+	   "reading starts where it is told to, and tells where the log ends");
 	send_consume(child, 3, "positions", 0, 100);
 	ok(expect(child, FRAME_CAUGHT_UP, 10000) && get_u32(&child->frame) == 3,
 	   "reading at the end waits there");
