@@ -71,14 +71,17 @@ consumer_main(Worker *worker)
 
 		if (!look_at_database(worker))
 			notice_bridge(worker);
-		else if (nread_topics > 0)
-			more = work(worker, &wake);
 		else
 		{
-			worker_bridge_drop(worker, "stopped: there is no topic to read");
-			worker_set_state(worker, "no topics to read");
+			if (nread_topics > 0)
+				more = work(worker, &wake);
+			else
+			{
+				worker_bridge_drop(worker, "stopped: there is no topic to read");
+				worker_set_state(worker, "no topics to read");
+			}
+			pay_debts(worker, &wake);
 		}
-		pay_debts(worker, &wake);
 		worker_wait(worker, more ? 0 :
 					TimestampDifferenceMilliseconds(GetCurrentTimestamp(), wake), false);
 	}
@@ -137,7 +140,7 @@ pay_debts(Worker *worker, TimestampTz *wake)
 		owed_calls_step(worker);
 	if (dead_replays_due() <= now)
 		dead_replays_step(worker);
-	*wake = Min(*wake, Min(owed_calls_due(), dead_replays_due()));
+	*wake = Min(*wake, Max(now, Min(owed_calls_due(), dead_replays_due())));
 }
 
 /* One turn; true if there is more to do at once */
