@@ -11,6 +11,7 @@ use OutboxTest::Results;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(time);
 
 my $kafka = OutboxTest::Kafka->new;
 $kafka->start;
@@ -230,10 +231,9 @@ subtest 'waiting' => sub {
 		'>', \$out, '2>', \$err, IPC::Run::timeout($PostgreSQL::Test::Utils::timeout_default));
 	$test->wait_for(q(SELECT count(*) FROM pg_stat_activity
 		WHERE application_name = 'waiter' AND wait_event_type = 'Extension'), 1);
-	$lock->query_safe('SELECT pg_advisory_unlock(28)');
+	$lock->quit;
 	$waiter->finish;
 	is("$out$err", "CONFIRMED\n1\n", 'but with its effects');
-	$lock->quit;
 };
 
 subtest 'once' => sub {
@@ -357,28 +357,33 @@ subtest 'a handler that raises' => sub {
 	is(query("SELECT outbox.replay('$topic')"), 1, 'it is replayed');
 	paid($topic, 'and comes through');
 	each_called_once($topic, 5, 'once');
-	is(query('SELECT handler_calls_owed, handler_calls_parked FROM outbox.stat'), '0|0',
-		'outbox.stat shows that');
-	isnt($node->psql('postgres', "SELECT outbox.replay('$bad'::uuid)"), 0, 'nothing is owed');
-	is(query("SELECT outbox.replay('$topic')"), 0, 'not of the topic either');
+	is(query("SELECT outbox.replay('$topic')"), 0, 'nothing is owed any more');
 };
 
 subtest 'retried' => sub {
+	my $n = 30;
 	my ($topic, $results) = topics_of('cf');
-	my @ids = $test->messages($topic, 2);
-	my $tries = query('SELECT last_value FROM app.tries');
+	my @ids = $test->messages($topic, $n);
 
 	trouble($topic, 'raise');
-	$kafka->produce($results, result($ids[0], 'SUCCESS'), result($ids[1], 'FAILED'));
-	$test->counts_are($results, { applied => 2 }, 'the position moves on');
+	$kafka->produce($results, map { result($ids[$_], $_ % 2 ? 'SUCCESS' : 'FAILED') } 0 .. $n - 1);
+	$test->counts_are($results, { applied => $n }, 'the position moves on');
+	$test->wait_for('SELECT min(attempts) >= 3 FROM outbox.handler_call', 't')
+	  and pass('they are called again and again');
 
-	$test->wait_for('SELECT min(attempts) >= 3 FROM outbox.handler_call', 't');
-	cmp_ok(query('SELECT last_value FROM app.tries') - $tries, '>=', 6, 'they are called again and again');
-	is(query('SELECT count(*) FROM outbox.handler_call WHERE due_at IS NULL'), 0, 'none is parked');
-	$node->restart('immediate');
+	# in no time, also when they are many and all fail
+	set_handlers('shop', $topic, $results, 'cf', ', handler_attempts => 1');
+	parked($topic, $n);
+	my $tries = query('SELECT last_value FROM app.tries');
+	my $start = time();
+	is(query("SELECT outbox.replay('$topic')"), $n, 'they are replayed');
+	$test->wait_for("SELECT last_value >= $tries + $n FROM app.tries", 't');
+	cmp_ok(time() - $start, '<', 20, 'one right after the other');
 	no_trouble($topic);
-	paid($topic, 'until they succeed, also after a crash');
-	each_called_once($topic, 2, 'once');
+	$node->restart('immediate');
+	query("SELECT outbox.replay('$topic')");
+	paid($topic, 'they succeed in the end, also after a crash');
+	each_called_once($topic, $n, 'once');
 };
 
 subtest 'a constraint that fails at the end' => sub {
@@ -418,7 +423,7 @@ subtest 'the function is gone, or not wanted any more' => sub {
 		'function app.gone(outbox.message) does not exist');
 	query($definition);
 
-	trouble($unset, 'raise');
+	trouble($id, 'raise');
 	$kafka->produce($unset_results, result($id, 'FAILED'));
 	$test->counts_are($unset_results, { applied => 1 }, 'another one is owed');
 	set_handlers('shop', $unset, $unset_results, '');
@@ -426,10 +431,8 @@ subtest 'the function is gone, or not wanted any more' => sub {
 	$test->state_is($id, 'FAILED|{"status":"FAILED","error":"out of stock"}|out of stock',
 		'and the result takes effect');
 	called($id, '', 'by itself');
-
 	paid($gone, 'the function is back');
 	called($ids[0], 'CONFIRMED', 'and is called');
-	$test->state_is($ids[0], 'CONFIRMED|SUCCESS|', 'with effect');
 };
 
 subtest 'on_dead' => sub {
@@ -446,7 +449,6 @@ subtest 'on_dead' => sub {
 	$test->wait_for("SELECT status FROM outbox.message WHERE id = '$large'", 'DEAD');
 	paid($topic, 'too large');
 	called($large, 'DEAD', 'it is called');
-	like(query("SELECT error FROM app.calls WHERE id = '$large'"), qr/SIZE/, 'with the reason');
 
 	$node->restart;
 	query("SELECT outbox.resend('$late')");
@@ -495,7 +497,6 @@ subtest 'whoever dies' => sub {
 	each_called_once($topic, 600, 'each has called once');
 };
 
-is(query('SELECT count(*) FROM outbox.handler_call'), 0, 'nothing is left');
 $node->stop;
 $kafka->stop;
 done_testing();
