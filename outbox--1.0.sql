@@ -657,12 +657,17 @@ BEGIN
 END
 $$;
 
--- Raises unless nothing is set for the topic, or the caller may act for who did
+-- Raises unless the caller may send to the topic, and act for who set it; or
+-- may grant topics, also to itself
 CREATE FUNCTION outbox.check_configurer(caller name, topic text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	owner text;
 BEGIN
+	IF has_function_privilege(caller, 'outbox.grant_topic(text, regrole, text)', 'EXECUTE') THEN
+		RETURN;
+	END IF;
+	PERFORM outbox.check_topic_privilege(caller, check_configurer.topic, 'send');
 	SELECT c.role INTO owner FROM outbox.topic_config AS c
 		JOIN pg_roles AS r ON r.rolname = c.role
 		WHERE c.topic = check_configurer.topic;
@@ -729,7 +734,6 @@ BEGIN
 		RAISE invalid_parameter_value USING
 			MESSAGE = 'on_confirmed and on_failed need a result_topic';
 	END IF;
-	PERFORM outbox.check_topic_privilege(caller, set_topic_as.topic, 'send');
 	PERFORM outbox.check_configurer(caller, set_topic_as.topic);
 	IF EXISTS (SELECT FROM outbox.subscription_config AS s
 			   WHERE s.topic = set_topic_as.result_topic) THEN

@@ -94,6 +94,18 @@
 #define outbox_qualified_name(name) stringToQualifiedNameList(name)
 #endif
 
+/* All settings there are */
+static inline struct config_generic **
+outbox_settings(int *n)
+{
+#if PG_VERSION_NUM >= 160000
+	return get_guc_variables(n);
+#else
+	*n = GetNumConfigOptions();
+	return get_guc_variables();
+#endif
+}
+
 /* A setting by its name, NULL if there is none */
 static inline struct config_generic *
 outbox_find_setting(const char *name)

@@ -7,8 +7,14 @@
  */
 #include "postgres.h"
 
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_db_role_setting.h"
+#include "miscadmin.h"
 #include "utils/guc.h"
+#include "utils/snapmgr.h"
 
+#include "compat.h"
 #include "worker.h"
 
 /* A session of our own: nothing a DBA set for others may reach into it */
@@ -40,9 +46,48 @@ static const char *const session_settings[][2] = {
 };
 
 /* As SET does, so that what they would be otherwise stays known */
+/*
+ * A worker's session begins as the superuser that initdb made.  What ALTER ROLE
+ * gave that one is not for the handlers of others, nor for the worker.
+ */
+static void
+forget_user_settings(void)
+{
+	int			n;
+	struct config_generic **settings = outbox_settings(&n);
+	Relation	table;
+	bool		any = false;
+
+	for (int i = 0; i < n; i++)
+	{
+		struct config_generic *setting = settings[i];
+
+		if (setting->reset_source != PGC_S_USER &&
+			setting->reset_source != PGC_S_DATABASE_USER)
+			continue;
+		setting->source = setting->reset_source = PGC_S_DEFAULT;
+		(void) set_config_option(setting->name, NULL, PGC_SUSET, PGC_S_DEFAULT,
+								 GUC_ACTION_SET, true, DEBUG1, false);
+		any = true;
+	}
+	if (!any)
+		return;
+
+	/* what else there is to say of them */
+	ProcessConfigFile(PGC_SIGHUP);
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	table = table_open(DbRoleSettingRelationId, AccessShareLock);
+	ApplySetting(GetActiveSnapshot(), MyDatabaseId, InvalidOid, table, PGC_S_DATABASE);
+	table_close(table, AccessShareLock);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
 void
 worker_settings_init(void)
 {
+	forget_user_settings();
 	for (int i = 0; i < lengthof(session_settings); i++)
 	{
 		if (GetConfigOption(session_settings[i][0], true, false) != NULL)

@@ -42,6 +42,44 @@ subtest 'the example' => sub {
 		"CONFIRMED|3\nFAILED|3", 'and the messages have their status');
 };
 
+# Settings that ALTER ROLE gave the superuser are none of the handlers' business,
+# those of the database and of their own role are.
+subtest 'settings of a handler' => sub {
+	$kafka->create_topic($_, 1) foreach ('settings', 'settings-replies');
+	$node->safe_psql('postgres', q{
+		CREATE EXTENSION outbox;
+		CREATE ROLE app;
+		ALTER ROLE postgres SET app.secret = 'superuser';
+		ALTER ROLE postgres SET search_path = admin_only;
+		ALTER ROLE postgres IN DATABASE postgres SET work_mem = '123MB';
+		ALTER DATABASE postgres SET app.tenant = 'database';
+		ALTER DATABASE postgres SET work_mem = '7MB';
+		ALTER ROLE app SET app.owner = 'role';
+		ALTER ROLE app SET transaction_read_only = on;
+		GRANT USAGE, CREATE ON SCHEMA public TO app;
+		GRANT USAGE ON SCHEMA outbox TO app;
+		GRANT USAGE ON TYPE outbox.record TO app;
+		GRANT EXECUTE ON FUNCTION outbox.subscribe TO app;
+		SELECT outbox.grant_topic('settings', 'app', 'subscribe'),
+			outbox.grant_topic('settings-replies', 'app', 'send')});
+	# for the sessions of the workers to begin with them
+	$node->restart;
+	$node->safe_psql('postgres', q{
+		SET ROLE app;
+		CREATE FUNCTION public.tell(record outbox.record) RETURNS text LANGUAGE sql AS
+			$$SELECT concat_ws(' ', current_user, current_setting('app.secret', true),
+				current_setting('app.tenant', true), current_setting('app.owner', true),
+				current_setting('search_path'), current_setting('work_mem'),
+				current_setting('enable_seqscan'), current_setting('row_security'))$$;
+		SELECT outbox.subscribe('settings', 'public.tell(outbox.record)',
+			reply_topic => 'settings-replies')});
+	$kafka->produce('settings', { key => 'k', value => 'x' });
+	wait_for_value($node, 'postgres',
+		q{SELECT payload::jsonb ->> 'result' FROM outbox.message},
+		'app  database role "$user", public 7MB on on');
+	is($node->safe_psql('postgres', 'SELECT count(*) FROM outbox.message'), '1', 'it has answered');
+};
+
 $node->stop;
 $kafka->stop;
 done_testing();
