@@ -85,6 +85,8 @@ sub set_handlers
 	my $handlers =
 	  join('', map { ", $names{$_} => 'app.note(outbox.message)'" } split //, $which);
 
+	# what somebody else has set can't be set by the role
+	query("UPDATE outbox.topic_config SET role = '$role' WHERE topic = '$topic'");
 	query("SET ROLE $role; SELECT outbox.set_topic('$topic', '$results'$handlers"
 		  . ($more // '') . ')');
 	return;
@@ -411,6 +413,7 @@ subtest 'the function is gone, or not wanted any more' => sub {
 
 	query('CREATE FUNCTION app.gone(message outbox.message) RETURNS void LANGUAGE sql'
 		  . ' BEGIN ATOMIC SELECT app.note(message); END');
+	query("UPDATE outbox.topic_config SET role = 'shop' WHERE topic = '$gone'");
 	query("SET ROLE shop; SELECT outbox.set_topic('$gone', '$results',"
 		  . " on_confirmed => 'app.gone(outbox.message)', on_failed => 'app.note(outbox.message)', handler_attempts => 1)");
 	my $definition = query(q(SELECT pg_get_functiondef('app.gone'::regproc)));

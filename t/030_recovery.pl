@@ -209,8 +209,6 @@ subtest 'resend' => sub {
 	is(state_of("BEGIN; SELECT outbox.resend('$sent'); SELECT outbox.resend('$sent')"),
 		'55000', 'twice is refused');
 	message_is($sent, 'status, attempts', 'SENT|2', 'and what is rolled back is not done');
-	is(state_of("SELECT outbox.resend('$topic', '-infinity', 'infinity')"), '0A000',
-		'by topic and time: not yet');
 };
 
 subtest 'a held topic' => sub {

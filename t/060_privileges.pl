@@ -238,6 +238,9 @@ allowed('shop_sender', q{
 		outbox.send('shop.chat', 'x'::bytea)}, 'the sender sends');
 refused('shop_sender', q{SELECT outbox.send('other', 'x'::text)}, qr/permission denied for topic/,
 	'but not to any topic');
+refused('shop_owner', q{SELECT outbox.set_topic('orders')},
+	qr/topic "orders" was set by role "operator"/, 'what another role has set stays');
+$node->safe_psql('postgres', q{DELETE FROM outbox.topic_config WHERE topic = 'orders'});
 allowed('shop_owner', q{
 	CREATE FUNCTION own.confirm(m outbox.message) RETURNS void LANGUAGE sql
 		AS $$UPDATE own.orders SET id = id$$;
