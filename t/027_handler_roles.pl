@@ -142,6 +142,7 @@ EOS
 		[ 'settings', "SET work_mem = '7MB'; SET LOCAL enable_sort = off; SET row_security = off;
 			SELECT set_config('search_path', 'alice', false)", 'SUCCESS' ],
 		[ 'what they leave', $settings, '4MB \\"$user\\", public on on on off' ],
+		[ 'RESET ALL', 'RESET ALL', 'SUCCESS' ],
 		[ 'read only', 'SET TRANSACTION READ ONLY', 'SUCCESS' ],
 		[ 'after that', $settings, '4MB \\"$user\\", public on on on off' ],
 		[ 'LISTEN', 'LISTEN x', '0A000' ],
@@ -319,18 +320,31 @@ EOS
 };
 
 subtest 'two roles' => sub {
-	my @topics = map { $test->new_topic("$_-many", 3) } qw(alice bob);
+	my ($alices, $bobs) = map { $test->new_topic("$_-many", 3) } qw(alice bob);
+	my @records = map { { partition => $_ % 3, value => 'v' } } 1 .. 12;
 
-	$kafka->produce($_, map { { partition => $_ % 3, value => 'v' } } 1 .. 60) foreach (@topics);
-	foreach my $role (qw(alice bob))
-	{
-		$test->subscribe(shift @topics, q(PERFORM public.note(r, 'many')),
-			name => "$role.many", role => $role);
-	}
-	$test->wait_for(q(SELECT count(*), count(DISTINCT (topic, partition, "offset")) FROM notes WHERE note = 'many'),
-		'120|120');
-	is($test->query(q(SELECT string_agg(DISTINCT topic || ' ' || role, ', ') FROM notes WHERE note = 'many'
-			AND role::text <> split_part(topic, '-', 1))), '', 'each record is handled as its role');
+	# The first record keeps the consumer busy until the others are there.
+	$test->query('CREATE TABLE gate (is_open boolean); GRANT SELECT ON gate TO PUBLIC');
+	$kafka->produce($_, { key => 'gate', value => 'v' }) foreach ($bobs, $alices);
+	$test->subscribe($bobs, q(PERFORM public.note(r, 'many')), name => 'bob.many', role => 'bob');
+	$test->counts_are($bobs, { handled => 1 }, 'the one is read');
+	$test->subscribe($alices, <<'EOS', name => 'alice.many', role => 'alice');
+BEGIN
+	WHILE r.key = 'gate' AND NOT EXISTS (SELECT FROM gate) LOOP
+		PERFORM pg_sleep(0.01);
+	END LOOP;
+	PERFORM public.note(r, 'many');
+END
+EOS
+	$test->wait_for(q(SELECT count(*) > 0 FROM pg_stat_activity
+		WHERE backend_type LIKE 'outbox consumer%' AND wait_event = 'PgSleep'), 't');
+	$kafka->produce($_, @records) foreach ($alices, $bobs, $alices, $bobs);
+	$test->query('INSERT INTO gate VALUES (true)');
+	$test->counts_are($_, { handled => 25 }, 'both are read') foreach ($alices, $bobs);
+	is( $test->query(
+			q(SELECT count(*), count(DISTINCT (topic, partition, "offset")),
+				count(*) FILTER (WHERE role::text <> split_part(topic, '-', 1)) FROM notes WHERE note = 'many')),
+		'50|50|0', 'each record is handled once, and as its role');
 	is($test->query('SELECT count(*) FROM (SELECT FROM notes GROUP BY batch HAVING count(DISTINCT role) > 1) AS b'),
 		0, 'a batch is of one role');
 };
