@@ -153,6 +153,12 @@ CREATE FUNCTION answer(record outbox.record) RETURNS jsonb LANGUAGE sql AS $$
 $$;
 SELECT outbox.subscribe('questions', 'answer(outbox.record)', reply_topic => 'answers');
 EOS
+	# the handler is called in several transactions
+	foreach my $n (1 .. 3)
+	{
+		kcat_produce('questions', qq({"n": $n}));
+		kcat_consume('answers', $n);
+	}
 	my $out = run_program('', 'java', '-XX:TieredStopAtLevel=1', '-XX:-UsePerfData',
 		'-Dorg.slf4j.simpleLogger.defaultLogLevel=warn',
 		'-cp', "$ENV{OUTBOX_KAFKA_LIB}/*", "$FindBin::RealBin/../test/RequestReply.java",
@@ -164,6 +170,7 @@ EOS
 		'it gets each reply by its correlation id');
 };
 
+unlike(slurp_file($node->logfile), qr/was terminated by signal/, 'no process of the server crashed');
 $node->stop;
 $kafka->stop;
 done_testing();
