@@ -372,8 +372,6 @@ subtest 'retried' => sub {
 	$test->counts_are($results, { applied => $n }, 'the position moves on');
 	$test->wait_for('SELECT min(attempts) >= 3 FROM outbox.handler_call', 't')
 	  and pass('they are called again and again');
-
-	# in no time, also when they are many and all fail
 	set_handlers('shop', $topic, $results, 'cf', ', handler_attempts => 1');
 	parked($topic, $n);
 	my $tries = query('SELECT last_value FROM app.tries');
