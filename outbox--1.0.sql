@@ -567,10 +567,11 @@ CREATE VIEW outbox.subscription AS
 		s.handler_timeout, s.dead_letter,
 		CASE WHEN t.trouble IS NOT NULL OR o.paused IS NOT NULL THEN 'paused'
 			WHEN o.retry_error IS NOT NULL THEN 'retrying'
+			WHEN w.state IS NOT NULL THEN 'waiting'
 			WHEN o.partitions > 0 THEN 'running'
 			ELSE 'starting'
 		END AS state,
-		coalesce(t.trouble, o.paused, o.retry_error) AS reason,
+		coalesce(t.trouble, o.paused, o.retry_error, w.state) AS reason,
 		o.partitions, o.partitions_paused, o.partitions_retrying, o.lag,
 		o.records_handled, o.records_failed, o.records_repeated, o.records_dead,
 		o.positions_lost, o.updated_at
@@ -594,7 +595,13 @@ CREATE VIEW outbox.subscription AS
 					coalesce(pg_catalog.sum(p.lost), 0)::bigint AS positions_lost,
 					pg_catalog.max(p.updated_at) AS updated_at
 				 FROM outbox.consumer_offset AS p
-				 WHERE p.topic = s.topic AND p.kind = 's') AS o;
+				 WHERE p.topic = s.topic AND p.kind = 's') AS o,
+		-- what keeps a consumer from reading: this topic, or something for all
+		LATERAL (SELECT pg_catalog.min(w.state) AS state
+				 FROM outbox.worker AS w
+				 WHERE w.kind = 'consumer' AND w.state NOT LIKE 'reading %'
+					AND (w.state NOT LIKE 'topic "%'
+						 OR w.state LIKE pg_catalog.format('topic "%s" is %%', "left"(s.topic, 30)))) AS w;
 
 CREATE VIEW outbox.dead_record AS
 	SELECT d.number, d.topic, d.partition, d."offset",

@@ -43,6 +43,17 @@ typedef struct OwedCall
 } OwedCall;
 
 static void
+warn_parked(const Handler *handler, const char *topic, const pg_uuid_t *id, const char *error)
+{
+	ereport(WARNING,
+			(errmsg("function %s keeps failing: %s", handler->function, error),
+			 errdetail("Its call for a message of topic \"%s\" waits in outbox.handler_call.",
+					   topic),
+			 errhint("SELECT outbox.replay('%s'::uuid) tries again.",
+					 DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id))))));
+}
+
+static void
 owe(const OutcomeCall *call, const char *topic, int attempts, TimestampTz due,
 	const char *sqlstate, const char *error)
 {
@@ -61,6 +72,7 @@ owe(const OutcomeCall *call, const char *topic, int attempts, TimestampTz due,
 	nulls[4] = call->error ? ' ' : 'n';
 	values[5] = Int32GetDatum(attempts);
 	values[6] = TimestampTzGetDatum(due);
+	nulls[6] = due == DT_NOEND ? 'n' : ' ';
 	values[7] = CStringGetTextDatum(sqlstate ? sqlstate : "");
 	nulls[7] = sqlstate ? ' ' : 'n';
 	values[8] = CStringGetTextDatum(error);
@@ -77,7 +89,12 @@ owe(const OutcomeCall *call, const char *topic, int attempts, TimestampTz due,
 void
 owed_call_add(const OutcomeCall *call, const char *topic, const HandlerOutcome *outcome)
 {
-	owe(call, topic, 1, handler_retry_at(1), outcome->sqlstate, outcome->error);
+	bool		parked = call->handler->max_attempts <= 1;
+
+	owe(call, topic, 1, parked ? DT_NOEND : handler_retry_at(1), outcome->sqlstate,
+		outcome->error);
+	if (parked)
+		warn_parked(&call->handler->handler, topic, &call->id, outcome->error);
 }
 
 void
@@ -244,14 +261,7 @@ failed(OwedCall *owed, const OutcomeHandler *handler, const HandlerOutcome *outc
 	put_back(owed, parked ? DT_NOEND : handler_retry_at(owed->attempts),
 			 outcome->sqlstate, outcome->error);
 	if (parked)
-		ereport(WARNING,
-				(errmsg("function %s keeps failing: %s",
-						handler->handler.function, outcome->error),
-				 errdetail("Its call for a message of topic \"%s\" waits in outbox.handler_call.",
-						   owed->topic),
-				 errhint("SELECT outbox.replay('%s'::uuid) tries again.",
-						 DatumGetCString(DirectFunctionCall1(uuid_out,
-															 UUIDPGetDatum(&owed->message_id))))));
+		warn_parked(&handler->handler, owed->topic, &owed->message_id, outcome->error);
 }
 
 /* Makes the call with its effects, and says what became of it */

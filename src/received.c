@@ -161,6 +161,7 @@ copy_record(const BridgeRecord *record)
 {
 	BridgeRecord copy = *record;
 
+	copy.topic = pstrdup(record->topic);
 	copy.key = copy_bytes(record->key, record->key_len);
 	copy.value = copy_bytes(record->value, record->value_len);
 	copy.headers = palloc(Max(record->nheaders, 1) * sizeof(BridgeHeader));
