@@ -410,12 +410,19 @@ is_transient(int sqlerrcode)
 		case ERRCODE_INSUFFICIENT_RESOURCES:	/* 53: memory, disk, connections */
 		case ERRCODE_OPERATOR_INTERVENTION: /* 57: timeout, cancel, shutdown */
 		case ERRCODE_SYSTEM_ERROR:	/* 58: I/O */
-		case ERRCODE_INTERNAL_ERROR:	/* XX: nobody's answer */
 			return true;
 	}
-	return sqlerrcode == ERRCODE_T_R_SERIALIZATION_FAILURE ||
-		sqlerrcode == ERRCODE_T_R_DEADLOCK_DETECTED ||
-		sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
+	switch (sqlerrcode)
+	{
+		case ERRCODE_T_R_SERIALIZATION_FAILURE:
+		case ERRCODE_T_R_DEADLOCK_DETECTED:
+		case ERRCODE_LOCK_NOT_AVAILABLE:
+		case ERRCODE_INTERNAL_ERROR:	/* nobody's answer, like the next two */
+		case ERRCODE_DATA_CORRUPTED:
+		case ERRCODE_INDEX_CORRUPTED:
+			return true;
+	}
+	return false;
 }
 
 void
