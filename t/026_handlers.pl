@@ -372,6 +372,7 @@ subtest 'dead letters' => sub {
 	is_deeply(\%headers, {
 			a => undef,
 			b => "\xfe",
+			original_id => $id,
 			'kafka_dlt-original-topic' => $topic,
 			'kafka_dlt-original-partition' => "\0\0\0\x01",
 			'kafka_dlt-original-offset' => "\0" x 8,
