@@ -352,6 +352,9 @@ show shop "BEGIN; SELECT shop.place_order('Ben', 1, 1, 10); ROLLBACK;"
 show shop "SELECT shop.place_order('Cleo', 2, 1, 10);"
 wait_until 30 'the messages to be sent' all_sent
 sql shop -c "$table"
+echo "(The number 3 went with the rollback; 'message' is the status in outbox.message.)"
+echo
+echo "$orders more orders, one by one."
 
 place_orders 'before'
 wait_until 30 'the messages to be sent' all_sent
@@ -372,6 +375,7 @@ echo
 wait_until 60 'the warehouse to decide' all_decided
 sql shop -c "$table"
 
+echo "$orders more orders, one by one."
 place_orders 'after'
 wait_until 30 'the warehouse to decide' all_decided
 to_confirmed=$(latency 'after')
@@ -389,7 +393,8 @@ unreachable()
 }
 
 if [ "$kafka" = mock ]; then
-	say "The broker goes away, and $rush orders of product 3 come all the same."
+	say "The broker goes away, and $rush orders of product 3 come all the same: more than
+there is of it (200 pieces)."
 	echo down >"$work/broker"
 	wait_until 30 'the outage to be noticed' unreachable
 else
@@ -471,6 +476,7 @@ if [ "$keep" = 1 ]; then
 	HINT
 	if [ "$kafka" = mock ]; then
 		echo "    echo down > $work/broker    (the broker goes away; 'up' brings it back)"
+		echo "The mock broker makes a topic when it is first used; it doesn't answer outbox.create_topic."
 	fi
 	say 'To end it:'
 	stop="$bindir/pg_ctl -D $work/data -m fast stop"
@@ -479,4 +485,5 @@ if [ "$keep" = 1 ]; then
 else
 	say 'Done; all of it is stopped and removed now. KEEP=1 make demo leaves it running.'
 fi
+echo "How it works: $example/README.md, doc/subscriptions.md"
 [ "$broken" = 0 ] || die 'the books do not agree'
