@@ -708,6 +708,10 @@ CREATE FUNCTION outbox.set_topic_as(caller name, topic text, result_topic text,
 	handler_attempts int, handler_timeout interval) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
+DECLARE
+	confirmed text;
+	failed text;
+	dead text;
 BEGIN
 	PERFORM outbox.check_caller(caller);
 	IF set_topic_as.topic IS NULL THEN
@@ -762,12 +766,13 @@ BEGIN
 							WHERE t.topic = set_topic_as.topic
 								AND t.result_topic IS NOT NULL
 								AND t.result_timeout = set_topic_as.result_timeout);
+	-- by themselves, so that the context of an error isn't all of the INSERT
+	confirmed := outbox.check_handler(caller, set_topic_as.on_confirmed, 'outbox.message');
+	failed := outbox.check_handler(caller, set_topic_as.on_failed, 'outbox.message');
+	dead := outbox.check_handler(caller, set_topic_as.on_dead, 'outbox.message');
 	INSERT INTO outbox.topic_config AS t
 		VALUES (set_topic_as.topic, set_topic_as.result_topic, set_topic_as.result_timeout,
-				set_topic_as.max_attempts,
-				outbox.check_handler(caller, set_topic_as.on_confirmed, 'outbox.message'),
-				outbox.check_handler(caller, set_topic_as.on_failed, 'outbox.message'),
-				outbox.check_handler(caller, set_topic_as.on_dead, 'outbox.message'),
+				set_topic_as.max_attempts, confirmed, failed, dead,
 				false, set_topic_as.handler_attempts, set_topic_as.handler_timeout, caller)
 		ON CONFLICT ON CONSTRAINT topic_config_pkey DO UPDATE
 		SET result_topic = excluded.result_topic,
@@ -805,6 +810,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
 	begin_at text := subscribe_as.start;
+	checked text;
 BEGIN
 	PERFORM outbox.check_caller(caller);
 	IF num_nulls(subscribe_as.topic, subscribe_as.handler, subscribe_as.start,
@@ -852,9 +858,10 @@ BEGIN
 		WHERE o.topic = subscribe_as.topic AND o.kind = 's'
 			AND NOT EXISTS (SELECT FROM outbox.subscription_config AS s
 							WHERE s.topic = subscribe_as.topic);
+	-- by itself, so that the context of its error isn't all of the INSERT
+	checked := outbox.check_handler(caller, subscribe_as.handler, 'outbox.record');
 	INSERT INTO outbox.subscription_config AS s
-		VALUES (subscribe_as.topic,
-				outbox.check_handler(caller, subscribe_as.handler, 'outbox.record'),
+		VALUES (subscribe_as.topic, checked,
 				caller, subscribe_as.reply_topic, begin_at, subscribe_as.max_attempts,
 				subscribe_as.handler_timeout, subscribe_as.dead_letter, NULL)
 		ON CONFLICT ON CONSTRAINT subscription_config_pkey DO UPDATE
@@ -906,7 +913,8 @@ BEGIN
 	IF FOUND AND NOT pg_has_role(caller, owner, 'USAGE') THEN
 		RAISE insufficient_privilege USING
 			MESSAGE = format('topic "%s" is subscribed to by role "%s"',
-							 check_subscriber.topic, owner);
+							 check_subscriber.topic, owner),
+			HINT = 'A member of that role, or a superuser, can change or end it.';
 	END IF;
 END
 $$;
