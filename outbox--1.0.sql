@@ -217,6 +217,8 @@ CREATE TABLE outbox.consumer_offset (
 	retry_attempts int,			-- of the record at next_offset, whose handler failed
 	retry_at timestamptz,
 	retry_error text,
+	last_error text,			-- why a record failed or is dead
+	last_error_at timestamptz,
 	applied bigint NOT NULL DEFAULT 0,	-- results that took effect, records handled
 	failed bigint NOT NULL DEFAULT 0,	-- records whose handler refused them
 	dead bigint NOT NULL DEFAULT 0,
@@ -574,8 +576,13 @@ CREATE VIEW outbox.subscription AS
 		coalesce(t.trouble, o.paused, o.retry_error, w.state) AS reason,
 		o.partitions, o.partitions_paused, o.partitions_retrying, o.lag,
 		o.records_handled, o.records_failed, o.records_repeated, o.records_dead,
-		o.positions_lost, o.updated_at
-	FROM outbox.subscription_config AS s,
+		o.positions_lost, e.last_error, e.last_error_at, o.updated_at
+	FROM outbox.subscription_config AS s
+		LEFT JOIN LATERAL (SELECT p.last_error, p.last_error_at
+						   FROM outbox.consumer_offset AS p
+						   WHERE p.topic = s.topic AND p.kind = 's'
+							AND p.last_error_at IS NOT NULL
+						   ORDER BY p.last_error_at DESC LIMIT 1) AS e ON true,
 		LATERAL outbox.subscription_trouble(s.topic, s.handler, s.role, s.reply_topic)
 			AS t(trouble),
 		LATERAL (SELECT pg_catalog.count(*) AS partitions,

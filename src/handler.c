@@ -118,8 +118,10 @@ handler_resolve(Handler *handler, Oid argument_type)
 	problem = handler_function_problem(handler->oid, argument_type);
 	if (problem != NULL)
 		return psprintf("function %s can't be called: %s", handler->function, problem);
-	if (!outbox_may_use_schema(get_func_namespace(handler->oid), handler->role) ||
-		!outbox_may_execute(handler->oid, handler->role))
+	if (!outbox_may_use_schema(get_func_namespace(handler->oid), handler->role))
+		return psprintf("role \"%s\" may not use the schema of function %s",
+						handler->role_name, handler->function);
+	if (!outbox_may_execute(handler->oid, handler->role))
 		return psprintf("role \"%s\" may not execute function %s",
 						handler->role_name, handler->function);
 	handler->result_type = get_func_rettype(handler->oid);

@@ -271,7 +271,9 @@ take_watermarks(Partition *partition, Bridge *bridge, const BridgeEvent *event)
 	else if (low > partition->now.state.next)
 		lost(partition, bridge, "The log begins above it.");
 	else if (high < partition->watch_next)
-		lost(partition, bridge, "The log ends below it: the topic was made anew or cut.");
+		lost(partition, bridge, partition->row.kind == READ_RESULTS ?
+			 "The log ends below it: the topic was made anew or cut." :
+			 "The log ends below it: the topic was made anew or cut, or outbox.skip named an offset behind its end.");
 	else if (anchor->kind == ANCHOR_LOG_START && low < anchor->offset)
 		lost(partition, bridge, "The log begins lower than before: the topic was made anew.");
 	else if (anchor->kind == ANCHOR_RECORD && low <= anchor->offset)

@@ -188,9 +188,9 @@ void
 store_offset_save(OffsetRow *row, const OffsetState *state, const RecordCounts *counts)
 {
 	static const Oid types[] = {KEY_TYPES, STATE_TYPES, INT8OID, INT8OID, INT8OID,
-	INT8OID, INT8OID, INT8OID, INT8OID, INT8OID};
-	Datum		values[NKEYS + NSTATES + 8];
-	char		nulls[NKEYS + NSTATES + 8];
+	INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, TEXTOID};
+	Datum		values[NKEYS + NSTATES + 9];
+	char		nulls[NKEYS + NSTATES + 9];
 	Datum	   *count = values + NKEYS + NSTATES;
 
 	memset(nulls, ' ', sizeof(nulls));
@@ -204,6 +204,8 @@ store_offset_save(OffsetRow *row, const OffsetState *state, const RecordCounts *
 	count[5] = Int64GetDatum(counts->unknown);
 	count[6] = Int64GetDatum(counts->bad);
 	count[7] = Int64GetDatum(counts->lost);
+	count[8] = CStringGetTextDatum(counts->last_error);
+	nulls[NKEYS + NSTATES + 8] = counts->last_error[0] ? ' ' : 'n';
 	if (store_execute("UPDATE outbox.consumer_offset SET next_offset = $5,"
 					  " anchor_offset = $6, anchor_timestamp = $7, anchor_checksum = $8,"
 					  " paused = $9, retry_attempts = $10, retry_at = $11, retry_error = $12,"
@@ -211,6 +213,9 @@ store_offset_save(OffsetRow *row, const OffsetState *state, const RecordCounts *
 					  " applied = applied + $14, failed = failed + $15, dead = dead + $16,"
 					  " repeated = repeated + $17, contrary = contrary + $18,"
 					  " unknown = unknown + $19, bad = bad + $20, lost = lost + $21,"
+					  " last_error = coalesce($22, last_error),"
+					  " last_error_at = CASE WHEN $22 IS NULL THEN last_error_at"
+					  "  ELSE pg_catalog.clock_timestamp() END,"
 					  " updated_at = pg_catalog.clock_timestamp()"
 					  " WHERE " KEY_CONDITION " AND ctid = $4"
 					  " RETURNING " ROW_COLUMNS,

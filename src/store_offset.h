@@ -74,6 +74,7 @@ typedef struct RecordCounts
 	int64		unknown;
 	int64		bad;
 	int64		lost;
+	char		last_error[OFFSET_TEXT_LEN];	/* of a failed or dead one; "": none */
 } RecordCounts;
 
 /* Reads the row of row->topic, row->partition and row->kind */

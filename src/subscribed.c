@@ -11,6 +11,7 @@
 
 #include "handled.h"
 #include "message_id.h"
+#include "safe_text.h"
 #include "subscribed.h"
 
 #define HEADER_ID	"id"
@@ -180,6 +181,10 @@ note_progress(Worker *worker, Received *received, const Handled *handled)
 			counts->dead++;
 			break;
 	}
+	if (handled->fate != HANDLED_BEFORE && handled->outcome.error != NULL)
+		safe_text_printf(counts->last_error, sizeof(counts->last_error),
+						 "offset " INT64_FORMAT ": %s: %s", received->place.offset, handled->outcome.sqlstate,
+						 handled->outcome.error);
 	partition_applied(partition, &received->place);
 }
 

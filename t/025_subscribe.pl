@@ -38,6 +38,9 @@ subtest 'the example' => sub {
 	is($node->safe_psql('shop', 'SELECT credit FROM shop.account'), '970', 'the credit is back');
 	is($node->safe_psql('warehouse', 'SELECT sum(quantity) FROM warehouse.stock'), '0',
 		'the stock is taken');
+	like($node->safe_psql('warehouse', 'SELECT last_error FROM outbox.subscription'),
+		qr/^offset \d+: P0001: (product \d is out of stock|there is no product 3)$/,
+		'which shows why it refused last');
 	is($node->safe_psql('shop', 'SELECT status, count(*) FROM outbox.message GROUP BY 1 ORDER BY 1'),
 		"CONFIRMED|3\nFAILED|3", 'and the messages have their status');
 };

@@ -372,7 +372,7 @@ subtest 'what becomes of a subscription' => sub {
 		[ 'REVOKE EXECUTE', 'REVOKE EXECUTE ON FUNCTION common.f FROM carol', $allow,
 			'role "carol" may not execute function common.f' ],
 		[ 'REVOKE USAGE', 'REVOKE USAGE ON SCHEMA common FROM carol', 'GRANT USAGE ON SCHEMA common TO carol',
-			'role "carol" may not execute function common.f' ],
+			'role "carol" may not use the schema of function common.f' ],
 		[ 'another result', 'DROP FUNCTION common.f; CREATE FUNCTION common.f(r outbox.record) RETURNS int LANGUAGE sql AS $$SELECT 1$$',
 			'DROP FUNCTION common.f;' . $function->(2) . $allow,
 			'function common.f can\'t be called: it must return void, text, json or jsonb' ],
