@@ -35,6 +35,7 @@ typedef struct Batch
 	Size		bytes;
 	ReadKind	kind;
 	const char *role;			/* whose handlers it calls; NULL: none */
+	char		role_name[NAMEDATALEN];
 	int			limit;
 } Batch;
 
@@ -103,7 +104,12 @@ received_make_room(Worker *worker, const BridgeEvent *event)
 	if (batch.n == 0)
 	{
 		batch.kind = partition->row.kind;
-		batch.role = role ? MemoryContextStrdup(batch.context, role) : NULL;
+		batch.role = NULL;
+		if (role != NULL)
+		{
+			strlcpy(batch.role_name, role, sizeof(batch.role_name));
+			batch.role = batch.role_name;
+		}
 		batch.limit = role == NULL ? BATCH_RECORDS : role[0] ? HANDLER_CALLS_MAX : 1;
 	}
 	return true;
