@@ -260,7 +260,8 @@ CREATE TABLE outbox.subscription_config (
 	max_attempts int NOT NULL,
 	handler_timeout interval NOT NULL,
 	dead_letter boolean NOT NULL,
-	assigned int				-- partitions there were when it was first read
+	assigned int,				-- partitions there were when it was first read
+	assigned_at timestamptz		-- when that was: what "latest" means
 );
 
 COMMENT ON TABLE outbox.subscription_config IS 'see outbox.subscribe';
@@ -870,7 +871,7 @@ BEGIN
 	INSERT INTO outbox.subscription_config AS s
 		VALUES (subscribe_as.topic, checked,
 				caller, subscribe_as.reply_topic, begin_at, subscribe_as.max_attempts,
-				subscribe_as.handler_timeout, subscribe_as.dead_letter, NULL)
+				subscribe_as.handler_timeout, subscribe_as.dead_letter)
 		ON CONFLICT ON CONSTRAINT subscription_config_pkey DO UPDATE
 		SET handler = excluded.handler,
 			role = excluded.role,

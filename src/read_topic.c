@@ -250,12 +250,11 @@ read_topics_scan(PartitionScan *scan)
 static StartPosition
 start_position(const ReadTopic *topic, int partition)
 {
-	static const StartPosition earliest = {START_EARLIEST};
 	Subscription *subscription = subscription_find(topic->name);
 
 	if (subscription->assigned < 0)
 		subscription_assign(subscription, topic->was_missing ? 0 : topic->npartitions);
-	return partition < subscription->assigned ? subscription->start : earliest;
+	return subscription_start(subscription, partition);
 }
 
 void

@@ -65,6 +65,7 @@ copy_subscription(HeapTuple tuple, TupleDesc desc, Subscription *subscription)
 	subscription->handler.timeout = DatumGetInt32(SPI_getbinval(tuple, desc, 8, &isnull));
 	subscription->dead_letter = DatumGetBool(SPI_getbinval(tuple, desc, 9, &isnull));
 	subscription->assigned = DatumGetInt32(SPI_getbinval(tuple, desc, 10, &isnull));
+	subscription->assigned_at = DatumGetInt64(SPI_getbinval(tuple, desc, 11, &isnull));
 }
 
 static int
@@ -105,7 +106,8 @@ subscriptions_load(void)
 					  "  greatest(extract(epoch FROM start::timestamptz) * 1000, 0)::bigint END,"
 					  " max_attempts,"
 					  " (extract(epoch FROM handler_timeout) * 1000)::int,"
-					  " dead_letter, coalesce(assigned, -1)"
+					  " dead_letter, coalesce(assigned, -1),"
+					  " coalesce(extract(epoch FROM assigned_at) * 1000, 0)::bigint"
 					  " FROM outbox.subscription_config", 0, NULL, NULL, NULL);
 	if (context == NULL)
 		context = AllocSetContextCreate(TopMemoryContext, "outbox subscriptions",
@@ -215,10 +217,27 @@ subscription_assign(Subscription *subscription, int partitions)
 	bool		isnull;
 
 	if (store_fetch_one("UPDATE outbox.subscription_config"
-						" SET assigned = coalesce(assigned, $2)"
+						" SET assigned = coalesce(assigned, $2),"
+						"  assigned_at = coalesce(assigned_at, pg_catalog.clock_timestamp())"
 						" WHERE topic = $1 RETURNING assigned",
 						2, types, values, NULL, &isnull, &assigned))
 		subscription->assigned = DatumGetInt32(assigned);
 	else
 		subscription->assigned = partitions;
+	subscription->assigned_now = true;
+}
+
+StartPosition
+subscription_start(const Subscription *subscription, int partition)
+{
+	StartPosition start = subscription->start;
+
+	if (partition >= subscription->assigned)
+		start.kind = START_EARLIEST;
+	else if (start.kind == START_LATEST && !subscription->assigned_now)
+	{
+		start.kind = START_TIME;
+		start.time = subscription->assigned_at;
+	}
+	return start;
 }

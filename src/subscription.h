@@ -20,6 +20,8 @@ typedef struct Subscription
 	int			max_attempts;
 	bool		dead_letter;	/* dead records go to a topic of their own, too */
 	int			assigned;		/* partitions when it was first read; -1: it wasn't */
+	int64		assigned_at;	/* when that was, in milliseconds since 1970 */
+	bool		assigned_now;	/* since the configuration was loaded */
 	char	   *trouble;		/* why it can't be handled; NULL if it can */
 } Subscription;
 
@@ -52,5 +54,11 @@ extern Subscription *subscription_find(const char *topic);
 
 /* Notes how many partitions the topic has that is read for the first time */
 extern void subscription_assign(Subscription *subscription, int partitions);
+
+/*
+ * Where it begins in a partition that has no position.  "latest" is where the
+ * log ended when the topic was assigned, also if that was not written down.
+ */
+extern StartPosition subscription_start(const Subscription *subscription, int partition);
 
 #endif							/* OUTBOX_SUBSCRIPTION_H */

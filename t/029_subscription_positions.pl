@@ -68,6 +68,20 @@ subtest 'start' => sub {
 	$node->start;
 	taken($topic{$_}, '5 6 7', "$_: what came while it was down, and new partitions from their start")
 	  foreach ('latest', 'after');
+
+	# also if the worker died before it could write the number down
+	my $topic = new_topic();
+	produce($topic, 0, 1, 2);
+	produce($topic, 0, 3);
+	@records = $kafka->consume($topic);
+	set_conf($node, 'outbox.enabled' => 'off');
+	wait_for_value($node, 'postgres',
+		q{SELECT count(*) FROM outbox.worker WHERE state = 'resting: outbox.enabled is off'}, '2');
+	subscribe($topic, 'latest');
+	query("UPDATE outbox.subscription_config SET assigned = 1,
+		assigned_at = to_timestamp($records[2]{timestamp} / 1000.0) WHERE topic = '$topic'");
+	set_conf($node, 'outbox.enabled' => 'on');
+	taken($topic, '3', 'latest is the time of the assignment');
 };
 
 subtest 'made anew' => sub {
