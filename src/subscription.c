@@ -213,18 +213,22 @@ subscription_assign(Subscription *subscription, int partitions)
 	static const Oid types[] = {TEXTOID, INT4OID};
 	Datum		values[2] = {CStringGetTextDatum(subscription->topic),
 	Int32GetDatum(partitions)};
-	Datum		assigned;
 	bool		isnull;
 
-	if (store_fetch_one("UPDATE outbox.subscription_config"
-						" SET assigned = coalesce(assigned, $2),"
-						"  assigned_at = coalesce(assigned_at, pg_catalog.clock_timestamp())"
-						" WHERE topic = $1 RETURNING assigned",
-						2, types, values, NULL, &isnull, &assigned))
-		subscription->assigned = DatumGetInt32(assigned);
-	else
-		subscription->assigned = partitions;
+	subscription->assigned = partitions;
 	subscription->assigned_now = true;
+	if (store_execute("UPDATE outbox.subscription_config"
+					  " SET assigned = $2, assigned_at = pg_catalog.clock_timestamp()"
+					  " WHERE topic = $1 AND assigned IS NULL", 2, types, values, NULL) > 0 ||
+		store_execute("SELECT assigned, (extract(epoch FROM assigned_at) * 1000)::bigint"
+					  " FROM outbox.subscription_config"
+					  " WHERE topic = $1 AND assigned IS NOT NULL", 1, types, values, NULL) == 0)
+		return;
+	subscription->assigned_now = false;
+	subscription->assigned = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+														 SPI_tuptable->tupdesc, 1, &isnull));
+	subscription->assigned_at = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+															SPI_tuptable->tupdesc, 2, &isnull));
 }
 
 StartPosition

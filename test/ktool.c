@@ -15,8 +15,9 @@
  *	acl-remove PRINCIPAL any|allow|deny OPERATION topic|group|cluster NAME [prefixed]
  *	topics							names, partitions and leaders
  *	watermarks TOPIC PARTITION		low and high
- *	produce TOPIC					lines of PARTITION, KEY, VALUE and headers
- *									NAME=VALUE, parted by tabs; see read_field()
+ *	produce TOPIC [commit | abort]	lines of PARTITION, KEY, VALUE and headers
+ *									NAME=VALUE, parted by tabs; see read_field();
+ *									in a transaction that ends so
  *	consume TOPIC [-o beginning|OFFSET] [-p PARTITION] [-c COUNT] [-f] [-t SECONDS]
  *									one JSON object a record, to the end of all
  *									partitions; -f: go on until -c or -t
@@ -720,6 +721,13 @@ produce_line(rd_kafka_t *rk, const char *topic, char *line)
 }
 
 static void
+in_transaction(rd_kafka_error_t *error)
+{
+	if (error != NULL)
+		die("transaction: %s", rd_kafka_error_string(error));
+}
+
+static void
 cmd_produce(int argc, char **argv)
 {
 	rd_kafka_t *rk = new_producer();
@@ -727,7 +735,11 @@ cmd_produce(int argc, char **argv)
 	size_t		size = 0;
 	ssize_t		len;
 
-	(void) argc;
+	if (argc > 1)
+	{
+		in_transaction(rd_kafka_init_transactions(rk, 30000));
+		in_transaction(rd_kafka_begin_transaction(rk));
+	}
 	announce(rk, argv[0]);
 	print_deliveries = true;
 	while ((len = getline(&line, &size, stdin)) >= 0)
@@ -741,6 +753,10 @@ cmd_produce(int argc, char **argv)
 		die("produce: records without an answer");
 	if (undelivered > 0)
 		die("produce: %ld not delivered", undelivered);
+	if (argc > 1)
+		in_transaction(strcmp(argv[1], "commit") == 0 ?
+					   rd_kafka_commit_transaction(rk, 30000) :
+					   rd_kafka_abort_transaction(rk, 30000));
 }
 
 static int

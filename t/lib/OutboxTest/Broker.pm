@@ -156,6 +156,17 @@ sub produce
 	return map { JSON::PP::decode_json($_) } split /\n/, $out;
 }
 
+# Produce values without keys into partition 0, in a transaction that ends so:
+# commit or abort.
+sub produce_in_transaction
+{
+	my ($self, $topic, $end, @values) = @_;
+
+	$self->ktool_with_input(join('', map { "0\t\\N\t$_\n" } @values),
+		'-X', 'transactional.id=ktool', 'produce', $topic, $end);
+	return;
+}
+
 sub _escape
 {
 	my ($bytes) = @_;
