@@ -103,6 +103,7 @@ pause_topic(const char *topic, MessageClock from)
 	{
 		held->cursor = from;
 		held->tries = 0;
+		held->next_try = 0;
 		held->released = held->outdated = false;
 		held_begin_pass(held);
 	}
