@@ -18,9 +18,13 @@
 
 #include "datatype/timestamp.h"
 #include "fmgr.h"
+#include "storage/lock.h"
 
 /* How many calls there may be in a transaction: each is a subtransaction */
 #define HANDLER_CALLS_MAX	50
+
+/* A transaction begins no other call after so long (ms) */
+#define HANDLER_TRANSACTION_TIME	500
 
 /* A function f(a composite) */
 typedef struct Handler
@@ -28,6 +32,8 @@ typedef struct Handler
 	const char *function;		/* qualified name, quoted as need be */
 	const char *role_name;
 	int			timeout;		/* milliseconds a call may take */
+
+	LocalTransactionId ready_in;	/* the transaction handler_ready was called in */
 
 	/* what handler_resolve has found out */
 	Oid			role;
@@ -69,6 +75,9 @@ extern const char *handler_resolve(Handler *handler, Oid argument_type);
  * to be looked up again then: it may have been dropped before.
  */
 extern void handler_lock(const Handler *handler);
+
+/* Both, once a transaction: NULL, or why the function can't be called in it */
+extern const char *handler_ready(Handler *handler, Oid argument_type);
 
 /* NULL if a function may be a handler, else what is wrong with it, palloc'd */
 extern const char *handler_function_problem(Oid function, Oid argument_type);

@@ -14,7 +14,6 @@
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -107,9 +106,9 @@ void
 owed_calls_for_dead(const pg_uuid_t *ids, const bool *changed, int n)
 {
 	static const Oid types[] = {UUIDARRAYOID};
-	Datum	   *datums = palloc(n * sizeof(Datum));
+	pg_uuid_t  *dead = palloc(n * sizeof(pg_uuid_t));
 	Datum		values[1];
-	int			dead = 0;
+	int			ndead = 0;
 
 	if (store_execute("SELECT FROM outbox.topic_config WHERE on_dead IS NOT NULL LIMIT 1",
 					  0, NULL, NULL, NULL) == 0)
@@ -117,10 +116,9 @@ owed_calls_for_dead(const pg_uuid_t *ids, const bool *changed, int n)
 	for (int i = 0; i < n; i++)
 	{
 		if (changed[i])
-			datums[dead++] = UUIDPGetDatum(&ids[i]);
+			dead[ndead++] = ids[i];
 	}
-	values[0] = PointerGetDatum(construct_array(datums, dead, UUIDOID, UUID_LEN, false,
-												TYPALIGN_CHAR));
+	values[0] = store_id_array(dead, ndead);
 
 	/* through the parent, but messages die rarely */
 	store_execute("INSERT INTO outbox.handler_call (message_id, topic, outcome, attempts,"
@@ -136,14 +134,9 @@ void
 owed_calls_find(const pg_uuid_t *ids, int n, char *outcomes)
 {
 	static const Oid types[] = {UUIDARRAYOID};
-	Datum	   *datums = palloc(Max(n, 1) * sizeof(Datum));
-	Datum		values[1];
+	Datum		values[1] = {store_id_array(ids, n)};
 	uint64		found;
 
-	for (int i = 0; i < n; i++)
-		datums[i] = UUIDPGetDatum(&ids[i]);
-	values[0] = PointerGetDatum(construct_array(datums, n, UUIDOID, UUID_LEN, false,
-												TYPALIGN_CHAR));
 	found = store_execute("SELECT n.place::int, c.outcome"
 						  " FROM unnest($1) WITH ORDINALITY AS n(id, place)"
 						  "  JOIN outbox.handler_call AS c ON c.message_id = n.id"
@@ -280,7 +273,7 @@ make_call(Worker *worker, OwedCall *owed)
 		without_handler(owed);
 		return;
 	}
-	trouble = handler_resolve(&handler->handler, outbox_type_oid("message"));
+	trouble = handler_ready(&handler->handler, outbox_type_oid("message"));
 	if (trouble != NULL)
 	{
 		put_back(owed, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), UNCALLABLE_DELAY),

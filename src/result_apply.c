@@ -17,7 +17,6 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "utils/array.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -28,9 +27,6 @@
 #include "result_apply.h"
 #include "result_route.h"
 #include "store.h"
-
-/* A transaction begins no other call of a handler after so long (ms) */
-#define TRANSACTION_TIME	500
 
 /* The results of one message */
 typedef struct ResultGroup
@@ -245,13 +241,8 @@ static int
 lock_in_segment(int segment, const pg_uuid_t *ids, int n)
 {
 	static const Oid types[] = {UUIDARRAYOID};
-	Datum	   *elements = palloc(n * sizeof(Datum));
-	Datum		values[1];
+	Datum		values[1] = {store_id_array(ids, n)};
 
-	for (int i = 0; i < n; i++)
-		elements[i] = UUIDPGetDatum(&ids[i]);
-	values[0] = PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN,
-												false, TYPALIGN_CHAR));
 	return (int) store_execute(psprintf("SELECT FROM %s WHERE id = ANY ($1)"
 										" ORDER BY id FOR NO KEY UPDATE",
 										store_segment_name(segment)),
@@ -390,18 +381,13 @@ compare_arrival(const void *a, const void *b)
 static const char *
 postponed(Handler *handler, const Handler *scope, int ncalled, TimestampTz begun)
 {
-	const char *trouble = handler_resolve(handler, outbox_type_oid("message"));
+	const char *trouble = handler_ready(handler, outbox_type_oid("message"));
 
-	if (trouble == NULL)
-	{
-		handler_lock(handler);
-		trouble = handler_resolve(handler, outbox_type_oid("message"));
-	}
 	if (trouble != NULL)
 		return trouble;
 	if ((scope != NULL && handler->role != scope->role) || ncalled == HANDLER_CALLS_MAX ||
 		(ncalled > 0 && TimestampDifferenceExceeds(begun, GetCurrentTimestamp(),
-												   TRANSACTION_TIME)))
+												   HANDLER_TRANSACTION_TIME)))
 		return "it has to wait for its turn";
 	return NULL;
 }

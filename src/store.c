@@ -164,8 +164,8 @@ status_may_become(MessageStatus from, MessageStatus to)
 	return false;
 }
 
-static Datum
-id_array(const pg_uuid_t *ids, int n)
+Datum
+store_id_array(const pg_uuid_t *ids, int n)
 {
 	Datum	   *datums = palloc(n * sizeof(Datum));
 	ArrayType  *array;
@@ -239,7 +239,7 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 	char	   *sql;
 	int			changed;
 
-	values[0] = id_array(ids, n);
+	values[0] = store_id_array(ids, n);
 	values[1] = CharGetDatum(change->to);
 	values[2] = status_array(change->from);
 	values[3] = Int32GetDatum(change->count_attempt ? 1 : 0);
@@ -355,7 +355,7 @@ read_states_in_segment(int segment, const pg_uuid_t *ids, int n, MessageState *s
 	Datum		values[1];
 	uint64		rows;
 
-	values[0] = id_array(ids, n);
+	values[0] = store_id_array(ids, n);
 	rows = store_execute(psprintf("SELECT id, status, attempts, updated_at, topic"
 								  " FROM %s WHERE id = ANY ($1)",
 								  store_segment_name(segment)), 1, types, values, NULL);

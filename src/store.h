@@ -34,6 +34,9 @@ extern bool store_fetch_one(const char *sql, int nargs, const Oid *types,
 /* The same for a query without parameters of a timestamptz; DT_NOEND if there is none */
 extern TimestampTz store_fetch_time(const char *sql);
 
+/* ids as a value of type uuid[], palloc'd */
+extern Datum store_id_array(const pg_uuid_t *ids, int n);
+
 /* Name of the partition of the log that holds a segment, palloc'd */
 extern char *store_segment_name(int segment);
 

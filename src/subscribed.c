@@ -16,9 +16,6 @@
 
 #define HEADER_ID	"id"
 
-/* A transaction begins no other call after so long (ms) */
-#define TRANSACTION_TIME	500
-
 void
 handled_init(Handled *handled, Subscription *subscription, const BridgeRecord *record)
 {
@@ -222,7 +219,8 @@ make_handled(Worker *worker, Received *received, int n, int *nhandled, int *wher
 
 		if (received_is_void(&received[i]))
 			continue;
-		if (can_be_handled(subscription, handled, *nhandled))
+		if ((*nhandled == 0 || handled[*nhandled - 1].subscription != subscription) &&
+			can_be_handled(subscription, handled, *nhandled))
 		{
 			handler_lock(&subscription->handler);
 			subscriptions_check();
@@ -261,7 +259,7 @@ subscribed_handle(Worker *worker, Received *received, int n, bool alone)
 		if (received_is_void(one))
 			continue;
 		if (i > 0 && TimestampDifferenceExceeds(begun, GetCurrentTimestamp(),
-												TRANSACTION_TIME))
+												HANDLER_TRANSACTION_TIME))
 		{
 			dealt_with = where[i];
 			break;
