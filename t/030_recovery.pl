@@ -301,42 +301,6 @@ subtest 'crashes' => sub {
 	$published->('all of the server was killed');
 };
 
-subtest 'every transition' => sub {
-	my %allowed = (
-		NEW => [qw(SENT CONFIRMED FAILED DEAD)],
-		SENT => [qw(NEW CONFIRMED FAILED DEAD)],
-		CONFIRMED => [],
-		FAILED => [],
-		DEAD => [qw(NEW CONFIRMED FAILED)]);
-	my @statuses = qw(NEW SENT CONFIRMED FAILED DEAD);
-
-	set_conf($node, 'outbox.enabled' => 'off');
-	wait_for_value($node, 'postgres',
-		q(SELECT state FROM outbox.worker WHERE kind = 'publisher'), qr/^resting/);
-	my ($id) = send_messages('transitions', 1);
-	foreach my $from (@statuses)
-	{
-		foreach my $to (@statuses)
-		{
-			my $expected = (grep { $_ eq $to } @{ $allowed{$from} }) ? "t\n$to" : '22023';
-
-			$node->safe_psql('postgres',
-				"UPDATE outbox.log SET status = left('$from', 1)::\"char\" WHERE id = '$id'");
-			is( state_of(
-					"SELECT outbox.change_status('$id', '$from', '$to');"
-					  . "SELECT status FROM outbox.message WHERE id = '$id'"),
-				$expected, "$from to $to");
-		}
-	}
-	$node->safe_psql('postgres', "UPDATE outbox.log SET status = 'S' WHERE id = '$id'");
-	is(state_of("SELECT outbox.change_status('$id', 'NEW', 'DEAD', 'why')"), 'f',
-		'it has to be in the status the caller has read');
-	is(state_of("SELECT outbox.change_status('$id', 'SENT', 'DEAD', 'why')"), 't', 'with an error');
-	is($node->safe_psql('postgres', "SELECT status, error FROM outbox.message WHERE id = '$id'"),
-		'DEAD|why', 'which is kept');
-	is(state_of("SELECT outbox.change_status('$id', NULL, 'DEAD')"), '22004', 'null is refused');
-};
-
 $node->stop;
 $kafka->stop;
 done_testing();
