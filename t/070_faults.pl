@@ -15,20 +15,19 @@ use warnings;
 
 use List::Util qw(shuffle);
 use OutboxTest::Cluster;
-use OutboxTest::Guard qw(spawn_guarded reap process_state);
+use OutboxTest::Faults;
 use OutboxTest::Kafka;
 use OutboxTest::Orders;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep time);
+use Time::HiRes qw(time);
 
 my $full = $ENV{STRESS};
 my $wanted = $ENV{FAULT_ORDERS} // ($full ? 100_000 : 10_000);
 my $faults = $ENV{FAULT_COUNT} // ($full ? 60 : 10);
 my $rate = $full ? 1000 : 600;
 my $seed = $ENV{FAULT_SEED} // int(rand(2**31));
-my $patience = $full ? 600 : 240;    # seconds, for a slow machine
 
 my $kafka = OutboxTest::Kafka->new;
 $kafka->start;
@@ -57,76 +56,10 @@ my %scripts = (
 	async => [ 40, 'BEGIN; SET LOCAL synchronous_commit = off; SELECT place(:c); COMMIT;' ],
 	slow => [ 3, "BEGIN; SELECT place(:c);\n\\sleep 50 ms\nCOMMIT;" ],
 	prepared => [ 4, "BEGIN; SELECT place(:c); PREPARE TRANSACTION 'x:gid'; COMMIT PREPARED 'x:gid';" ]);
-my @pgbench = order_load($node, \%scripts, '-c', 4, '-j', 2, '-R', $rate, '-T', 3600);
-my @service = order_service($kafka);
+my $run = OutboxTest::Faults->new($node, $kafka, patience => $full ? 600 : 240);
 
-my %running;    # name => pid
-my %restarts = (pgbench => -1, service => -1);
-
-sub keep_running
-{
-	my ($name, @command) = @_;
-	my $pid = $running{$name};
-
-	if (defined $pid)
-	{
-		my $state = process_state($pid);
-
-		return if defined $state && $state ne 'Z';
-		reap($pid, 0);
-	}
-	$running{$name} = spawn_guarded({}, @command);
-	$restarts{$name}++;
-	return;
-}
-
-# What the application does all the time.  Clients end when the server does; a
-# transaction they had prepared then is finished by somebody else.
-my $placing = 1;
-my $finish_at = 0;
-
-sub tend
-{
-	keep_running('service', @service);
-	keep_running('pgbench', @pgbench) if $placing;
-	finish_prepared() if time() > $finish_at;
-	return;
-}
-
-sub finish_prepared
-{
-	foreach my $gid (split /\n/,
-		query("SELECT gid FROM pg_prepared_xacts WHERE prepared < now() - interval '2 s'"))
-	{
-		query((rand() < 0.5 ? 'COMMIT' : 'ROLLBACK') . " PREPARED '$gid'");
-	}
-	$finish_at = time() + 1;
-	return;
-}
-
-# Poll as wait_until() does, with the application running.
-sub wait_busily
-{
-	my ($what, $code, $timeout) = @_;
-
-	return wait_until(
-		$what,
-		sub {
-			tend();
-			return $code->();
-		},
-		$timeout // $patience);
-}
-
-# '' if the server is down.  Then psql may end before it was told what to ask,
-# for which IPC::Run dies.
-sub query
-{
-	my ($sql) = @_;
-	my ($status, $out) = eval { $node->psql('postgres', $sql) };
-
-	return defined $status && $status == 0 ? $out : '';
-}
+$run->keep(pgbench => order_load($node, \%scripts, '-c', 4, '-j', 2, '-R', $rate, '-T', 3600));
+$run->keep(service => order_service($kafka));
 
 # ---------- durable first ----------
 
@@ -160,106 +93,21 @@ EOS
 
 # ---------- the faults ----------
 
-my $broker_starts_at = 0;    # 0: it runs
-
-sub backend_pid
-{
-	my ($condition) = @_;
-	my $pid;
-
-	wait_busily("a process with $condition",
-		sub { $pid = query("SELECT min(pid) FROM pg_stat_activity WHERE $condition"); })
-	  or return;
-	return $pid;
-}
-
-sub kill9
-{
-	my ($pid) = @_;
-
-	kill('KILL', $pid) if defined $pid;
-	return;
-}
-
-sub kill_bridges
-{
-	my ($choice) = @_;
-	my @pids;
-
-	wait_busily('a bridge', sub { @pids = bridge_pids($node); }) or return;
-	@pids = ($pids[ rand @pids ]) if $choice eq 'one';
-	kill('KILL', @pids);
-	return;
-}
-
-sub end_broker
-{
-	my ($how) = @_;
-
-	start_broker() if $broker_starts_at != 0;
-	$kafka->wait_ready;
-	$how eq 'kill9' ? $kafka->kill9 : $kafka->stop;
-	$broker_starts_at = time() + rand(4);
-	return;
-}
-
-sub start_broker
-{
-	$kafka->start(wait => 0);
-	$broker_starts_at = 0;
-	return;
-}
-
-my %fault = (
-	publisher => sub { kill9(backend_pid("backend_type LIKE 'outbox publisher%'")) },
-	consumer => sub { kill9(backend_pid("backend_type LIKE 'outbox consumer%'")) },
-	backend => sub { kill9(backend_pid("application_name = 'pgbench'")) },
-	server => sub { kill9_server($node); start_again($node) },
-	bridge => sub { kill_bridges('one') },
-	bridges => sub { kill_bridges('all') },
-	broker_kill9 => sub { end_broker('kill9') },
-	broker_stop => sub { end_broker('stop') });
+my %fault = $run->faults;
 
 # Each at least once, the bridges more often: they cost least.
 my @each = (keys %fault, qw(bridge bridges));
 my @plan;
 push @plan, shuffle(sort @each) while @plan < $faults;
 splice(@plan, $faults);
-
-my $placed = 0;
-
-foreach my $i (0 .. $#plan)
-{
-	my $goal = $wanted * ($i + 1) / (@plan + 1);
-
-	wait_busily(
-		"$goal orders",
-		sub {
-			start_broker() if $broker_starts_at != 0 && time() > $broker_starts_at;
-			$placed = query('SELECT count(*) FROM orders') || 0;
-			return $placed >= $goal;
-		}) or last;
-	sleep(rand(0.05));    # anywhere in what goes on
-	note(sprintf('%.1f s: %s, with %d orders', time() - $^T, $plan[$i], $placed));
-	$fault{ $plan[$i] }->();
-}
-start_broker() if $broker_starts_at != 0;
-wait_busily("$wanted orders",
-	sub { (query('SELECT count(*) FROM orders') || 0) >= $wanted });
+$run->go(\@plan, \%fault, $wanted, sub { $run->query('SELECT count(*) FROM orders') });
 
 # ---------- the end of it ----------
 
-$placing = 0;
-reap(delete $running{pgbench}, 'TERM');
-$kafka->wait_ready;
-wait_busily('no client',
-	sub { query("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'") eq '0' });
-wait_busily('no prepared transaction',
-	sub { query('SELECT count(*) FROM pg_prepared_xacts') eq '0' });
-
-my $done = wait_busily('all messages are CONFIRMED',
+$run->end_clients;
+my $done = $run->wait_busily('all messages are CONFIRMED',
 	sub {
-		query("SELECT count(*) FROM outbox.message WHERE status <> 'CONFIRMED'") eq '0';
+		$run->query("SELECT count(*) FROM outbox.message WHERE status <> 'CONFIRMED'") eq '0';
 	});
 dump_state($node, 'postgres') unless $done;
 ok($done, 'all messages end CONFIRMED');
@@ -270,13 +118,13 @@ my $counts = check_orders($node, $kafka);
 cmp_ok($counts->{orders}, '>=', $wanted, 'enough orders were placed');
 cmp_ok($node->safe_psql('postgres', 'SELECT last_value FROM rollbacks'),
 	'>', $wanted / 50, 'and many were rolled back');
-cmp_ok($restarts{pgbench}, '>', 0, 'clients noticed crashes')
+cmp_ok($run->restarts('pgbench'), '>', 0, 'clients noticed crashes')
   if grep { /^(publisher|consumer|backend|server)$/ } @plan;
 diag(sprintf(
 		'%d orders, %d records: %d duplicates, of them at least %d by recovery, at most %d by crashes',
 		@$counts{qw(orders records copies recovered)},
 		$counts->{copies} - $counts->{recovered}));
 
-reap(delete $running{service}, 'TERM');
+$run->end_program('service');
 $node->stop('fast');
 done_testing();

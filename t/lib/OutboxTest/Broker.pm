@@ -19,9 +19,37 @@ use warnings;
 
 use Carp;
 use Encode qw(encode_utf8);
+use Exporter 'import';
 use IPC::Run ();
 use JSON::PP ();
 use OutboxTest::Guard qw(tool spawn_guarded reap);
+
+our @EXPORT_OK = qw(partition_of);
+
+# Where Apache Kafka's own clients put a key: murmur2, without its sign.
+sub partition_of
+{
+	my ($key, $partitions) = @_;
+	my $m = 0x5bd1e995;
+	my $mask = 0xffffffff;
+	my $h = 0x9747b28c ^ length $key;
+	my $rest = length($key) % 4;
+
+	foreach my $k (unpack('V*', substr($key, 0, length($key) - $rest)))
+	{
+		$k = ($k * $m) & $mask;
+		$k = (($k ^ ($k >> 24)) * $m) & $mask;
+		$h = (($h * $m) & $mask) ^ $k;
+	}
+	if ($rest > 0)
+	{
+		$h ^= unpack('V', substr($key, -$rest) . "\0" x (4 - $rest));
+		$h = ($h * $m) & $mask;
+	}
+	$h = (($h ^ ($h >> 13)) * $m) & $mask;
+	$h ^= $h >> 15;
+	return ($h & 0x7fffffff) % $partitions;
+}
 
 # Further arguments for ktool, such as credentials.
 sub ktool_options

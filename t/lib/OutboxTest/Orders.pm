@@ -16,7 +16,9 @@ OutboxTest::Orders - an application whose orders can be checked afterwards
 =head1 DESCRIPTION
 
 The topic C<orders> carries the rows of the table C<orders>, with the customer
-as the key, and results come from C<results>; the caller makes both topics.
+as the key; with C<topics> there are several, and each customer has one of them.
+Given a C<result_timeout>, results come from C<results>.  The caller makes all
+these topics.
 
 SQL function C<place(customer)> places an order.  Its number counts the
 customer's orders and is taken under the lock of the customer's row, so that
@@ -33,6 +35,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use OutboxTest::Broker qw(partition_of);
 use OutboxTest::Guard qw(tool spawn_guarded reap);
 use PostgreSQL::Test::Utils ();
 use Test::More;
@@ -40,11 +43,13 @@ use Test::More;
 our @EXPORT = qw(create_orders order_load order_service check_orders);
 
 my %customers;    # of a node
+my %topics;       # of a node
 
 sub create_orders
 {
 	my ($node, %opts) = @_;
 	my $customers = $opts{customers} // 40;
+	my @topics = @{ $opts{topics} // ['orders'] };
 
 	$node->safe_psql('postgres', <<"EOS");
 SET client_min_messages = warning;
@@ -60,10 +65,19 @@ AS \$\$
 CREATE FUNCTION place_doomed(customer int) RETURNS void LANGUAGE sql
 AS \$\$ SELECT nextval('rollbacks'); SELECT place(customer, true); \$\$;
 INSERT INTO customers SELECT generate_series(1, $customers);
-SELECT outbox.set_topic('orders', 'results', result_timeout => '$opts{result_timeout}');
-SELECT outbox.attach('orders', 'orders', key => 'customer');
 EOS
+	foreach my $i (0 .. $#topics)
+	{
+		my $condition = "NEW.customer % " . @topics . " = $i";
+
+		$node->safe_psql('postgres',
+			"SELECT outbox.attach('orders', '$topics[$i]', key => 'customer', condition => '$condition')");
+		$node->safe_psql('postgres',
+			"SELECT outbox.set_topic('$topics[$i]', 'results', result_timeout => '$opts{result_timeout}')")
+		  if defined $opts{result_timeout};
+	}
 	$customers{ $node->name } = $customers;
+	$topics{ $node->name } = \@topics;
 	return;
 }
 
@@ -118,7 +132,8 @@ FROM orders AS o
 	FULL JOIN outbox.message AS m ON o.id = (m.payload::jsonb ->> 'id')::uuid
 EOS
 
-	my $found = _read_topic($kafka);
+	my $found = { map { $_ => [] } qw(unreadable doomed renamed disordered misplaced) };
+	_read_topic($kafka, $_, $found) foreach (@{ $topics{ $node->name } });
 	my @lost = grep { !exists $found->{ids}{$_} } keys %orders;
 	my @phantoms = grep { !exists $orders{$_} } keys %{ $found->{ids} };
 
@@ -128,6 +143,7 @@ EOS
 	is_deeply(_few($found->{doomed}), [], 'none that was rolled back');
 	is_deeply(_few($found->{renamed}), [], 'every copy has the same message id');
 	is_deeply(_few($found->{disordered}), [], 'first copies are in the order of capture');
+	is_deeply(_few($found->{misplaced}), [], 'and in the partition of their key');
 
 	# What was answered before it could be marked SENT has fewer attempts than
 	# copies.
@@ -144,45 +160,51 @@ EOS
 # of them for a decoder of JSON in Perl.
 sub _read_topic
 {
-	my ($kafka) = @_;
+	my ($kafka, $topic, $found) = @_;
+	my $partitions = @{ $kafka->topics->{$topic} };
 	my $dump = PostgreSQL::Test::Utils::tempdir() . '/orders.dump';
 	my $status = reap(
 		spawn_guarded(
 			{ stdout => $dump },
-			tool('ktool'), '-b', $kafka->bootstrap, 'consume', 'orders', '-t', 300),
+			tool('ktool'), '-b', $kafka->bootstrap, 'consume', $topic, '-t', 300),
 		0, 310);
-	my %found = map { $_ => [] } qw(unreadable doomed renamed disordered);
-	my %last;    # customer => number
+	my %last;         # customer => number
+	my %partition;    # of a customer
 
-	is($status, 0, 'the topic is read');
+	is($status, 0, "the topic $topic is read");
 	open(my $file, '<', $dump) or die "$dump: $!";
 	while (my $line = <$file>)
 	{
 		my ($order, $customer, $number, $doomed) = $line =~
 		  /\{\\"id\\":\\"([-0-9a-f]{36})\\",\\"customer\\":(\d+),\\"number\\":(\d+),\\"doomed\\":(\w+)\}/;
 		my ($id) = $line =~ /\["id", "([-0-9a-f]{36})"\]/;
+		my ($partition) = $line =~ /^\{"partition": (\d+), /;
 
-		$found{records}++;
+		$found->{records}++;
 		if (!defined $order || !defined $id)
 		{
-			push @{ $found{unreadable} }, $line;
+			push @{ $found->{unreadable} }, $line;
 			next;
 		}
-		push @{ $found{doomed} }, $order if $doomed ne 'false';
-		if (exists $found{ids}{$order})
+		$partition{$customer} //= partition_of($customer, $partitions);
+		push @{ $found->{misplaced} },
+		  "customer $customer: partition $partition, not $partition{$customer}, of $topic"
+		  if $partition != $partition{$customer};
+		push @{ $found->{doomed} }, $order if $doomed ne 'false';
+		if (exists $found->{ids}{$order})
 		{
-			push @{ $found{renamed} }, $order if $found{ids}{$order} ne $id;
+			push @{ $found->{renamed} }, $order if $found->{ids}{$order} ne $id;
 			next;
 		}
-		$found{ids}{$order} = $id;
-		push @{ $found{disordered} },
+		$found->{ids}{$order} = $id;
+		push @{ $found->{disordered} },
 		  "customer $customer: $number after " . ($last{$customer} // 0)
 		  if $number != ($last{$customer} // 0) + 1;
 		$last{$customer} = $number;
 	}
 	close($file);
 	unlink($dump);
-	return \%found;
+	return;
 }
 
 # The number of them, and some.

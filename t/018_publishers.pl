@@ -1,0 +1,151 @@
+# Several publishers: the order by key, read from Apache Kafka, while publishers,
+# bridges and the broker end in every way, and the number of publishers changes.
+#
+# Many customers place orders, whose messages go to three topics of one, four and
+# seven partitions, in transactions short and long, with savepoints, prepared, and
+# rolled back.  A customer's orders are counted under a lock, so that order n had
+# committed before n + 1 was captured: the first copies of each customer's orders
+# must be in the topic in that order, none missing, and none that was rolled back.
+#
+# STRESS=1 is the full size.  FAULT_SEED repeats a choice of faults,
+# FAULT_ORDERS and FAULT_COUNT set the size.
+
+use strict;
+use warnings;
+
+use List::Util qw(shuffle);
+use OutboxTest::Cluster;
+use OutboxTest::Faults;
+use OutboxTest::Kafka;
+use OutboxTest::Orders;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+my $full = $ENV{STRESS};
+my $wanted = $ENV{FAULT_ORDERS} // ($full ? 200_000 : 20_000);
+my $faults = $ENV{FAULT_COUNT} // ($full ? 60 : 12);
+my $rate = $full ? 700 : 600;    # transactions a second
+my $seed = $ENV{FAULT_SEED} // int(rand(2**31));
+my $publishers = 4;
+my %partitions = ('orders-1' => 1, 'orders-4' => 4, 'orders-7' => 7);
+
+my $kafka = OutboxTest::Kafka->new;
+$kafka->start;
+$kafka->create_topic($_, $partitions{$_}) foreach (sort keys %partitions);
+my $node = new_outbox_node(
+	'main',
+	bootstrap => $kafka->bootstrap,
+	conf => "outbox.publishers = $publishers\n"
+	  . "checkpoint_timeout = '30s'\nwal_writer_delay = '10s'",
+	extension => ['postgres']);
+
+diag("FAULT_SEED=$seed, $wanted orders, $faults faults");
+srand($seed);
+
+# Where there is no such setting there is one publisher.
+my $several = $node->safe_psql('postgres',
+	q(SELECT count(*) FROM pg_settings WHERE name = 'outbox.publishers' AND context = 'sighup'));
+$publishers = 1 unless $several;
+
+create_orders($node, customers => 1000, topics => [ sort keys %partitions ]);
+
+my %scripts = (
+	plain => [ 300, 'SELECT place(:c);' ],
+	async => [ 200, 'BEGIN; SET LOCAL synchronous_commit = off; SELECT place(:c); COMMIT;' ],
+
+	# upwards, so that no two wait for each other
+	many => [ 60, 'SELECT place(n) FROM generate_series(:c, least(:c + 9, 1000)) AS n;' ],
+	same => [ 60, 'SELECT place(:c) FROM generate_series(1, 5);' ],
+	savepoint => [ 100, 'BEGIN; SELECT place(:c); SAVEPOINT s; SELECT place_doomed(:c);'
+		  . ' ROLLBACK TO s; SELECT place(:c); COMMIT;' ],
+	caught => [ 100, 'DO $$ BEGIN PERFORM place_doomed(:c); PERFORM 1 / (:c - :c);'
+		  . ' EXCEPTION WHEN division_by_zero THEN PERFORM place(:c); END $$;' ],
+	rolled_back => [ 50, 'BEGIN; SELECT place(:c); SELECT place_doomed(:c); ROLLBACK;' ],
+	slow => [ 40, "BEGIN; SELECT place(:c);\n\\sleep 50 ms\nSELECT place(:c); COMMIT;" ],
+	long => [ 2, "BEGIN; SELECT place(:c);\n\\sleep 2 s\nSELECT place(:c); COMMIT;" ],
+	prepared => [ 80, "BEGIN; SELECT place(:c); SELECT place(:c); PREPARE TRANSACTION 'x:gid';\n"
+		  . "\\sleep 5 ms\nCOMMIT PREPARED 'x:gid';" ]);
+my $run = OutboxTest::Faults->new($node, $kafka, patience => $full ? 600 : 240);
+
+$run->keep(pgbench => order_load($node, \%scripts, '-c', 8, '-j', 2, '-R', $rate, '-T', 3600));
+
+# ---------- the faults ----------
+
+# pids of those that work
+sub publishers
+{
+	return split /\n/,
+	  $run->query("SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'outbox publisher%'");
+}
+
+my @numbers = (3, 2, 1, 4);
+
+# No sooner than the last change is done; that this one gets done is for the next
+# one to see.
+sub change_publishers
+{
+	$run->wait_busily("$publishers publishers", sub { publishers() == $publishers; });
+	$publishers = shift @numbers;
+	push @numbers, $publishers;
+	$run->wait_busily('the setting is changed',
+		sub {
+			$run->query("ALTER SYSTEM SET outbox.publishers = $publishers");
+			$run->query('SELECT pg_reload_conf()');
+			return $run->query('SHOW outbox.publishers') eq $publishers;
+		});
+	return;
+}
+
+sub terminate_publishers
+{
+	my ($choice) = @_;
+	my @pids;
+
+	$run->wait_busily('a publisher', sub { @pids = publishers(); }) or return;
+	@pids = ($pids[ rand @pids ]) if $choice eq 'one';
+	kill('TERM', @pids);
+	return;
+}
+
+my %fault = (
+	$run->faults,
+	terminate => sub { terminate_publishers('one') },
+	terminate_all => sub { terminate_publishers('all') },
+	$several ? (change => \&change_publishers) : ());
+
+delete $fault{consumer};    # there is none
+
+# Each at least once, a change more often.
+my @each = (sort keys %fault, $several ? qw(change change) : ());
+my @plan;
+push @plan, shuffle(@each) while @plan < $faults;
+splice(@plan, $faults);
+$run->go(\@plan, \%fault, $wanted, sub { $run->query('SELECT count(*) FROM orders') });
+
+# ---------- the end of it ----------
+
+$run->end_clients;
+my $begun = time();
+my $done = $run->wait_busily('all messages are SENT',
+	sub {
+		$run->query("SELECT count(*) FROM outbox.message WHERE status <> 'SENT'") eq '0';
+	});
+dump_state($node, 'postgres') unless $done;
+ok($done, 'all messages end SENT');
+note(sprintf('%.1f s after the last order', time() - $begun));
+$run->wait_busily("$publishers publishers", sub { publishers() == $publishers; });
+is(scalar(publishers()), $publishers, 'there are as many publishers as the setting says');
+
+my $counts = check_orders($node, $kafka);
+
+cmp_ok($counts->{orders}, '>=', $wanted, 'enough orders were placed');
+cmp_ok($node->safe_psql('postgres', 'SELECT last_value FROM rollbacks'),
+	'>', $wanted / 50, 'and many were rolled back');
+diag(sprintf('%d orders, %d records: %d duplicates; %.0f s',
+		@$counts{qw(orders records copies)}, time() - $^T));
+
+$node->stop('fast');
+$kafka->stop;
+done_testing();
