@@ -18,7 +18,8 @@ OutboxTest::Orders - an application whose orders can be checked afterwards
 The topic C<orders> carries the rows of the table C<orders>, with the customer
 as the key; with C<topics> there are several, and each customer has one of them.
 Given a C<result_timeout>, results come from C<results>.  The caller makes all
-these topics.
+these topics.  With C<skew> the first customers are chosen more often, as
+pgbench's random_exponential has it.
 
 SQL function C<place(customer)> places an order.  Its number counts the
 customer's orders and is taken under the lock of the customer's row, so that
@@ -42,8 +43,9 @@ use Test::More;
 
 our @EXPORT = qw(create_orders order_load order_service check_orders);
 
-my %customers;    # of a node
-my %topics;       # of a node
+# of a node
+my %customer;     # how pgbench chooses one
+my %topics;
 
 sub create_orders
 {
@@ -76,7 +78,8 @@ EOS
 			"SELECT outbox.set_topic('$topics[$i]', 'results', result_timeout => '$opts{result_timeout}')")
 		  if defined $opts{result_timeout};
 	}
-	$customers{ $node->name } = $customers;
+	$customer{ $node->name } =
+	  defined $opts{skew} ? "random_exponential(1, $customers, $opts{skew})" : "random(1, $customers)";
 	$topics{ $node->name } = \@topics;
 	return;
 }
@@ -95,7 +98,7 @@ sub order_load
 
 		$sql =~ s/; /;\n/g;
 		PostgreSQL::Test::Utils::append_to_file($file,
-			"\\set c random(1, $customers{$node->name})\n"
+			"\\set c $customer{$node->name}\n"
 			  . "\\set gid random(1, 1000000000)\n$sql\n");
 		push @files, '-f', "$file\@$weight";
 	}
