@@ -7,7 +7,8 @@
  *	ktool -b BOOTSTRAP [-X PROPERTY=VALUE]... [-v] COMMAND ...
  *
  *	wait-ready [SECONDS]			until a broker answers; prints the cluster's id
- *	create-topic NAME PARTITIONS [RF] [CONFIG=VALUE]...
+ *	create-topic NAME PARTITIONS [RF | @BROKER,...] [CONFIG=VALUE]...
+ *									@: the one broker of each partition
  *	delete-topic NAME
  *	add-partitions NAME TOTAL
  *	alter-config NAME CONFIG=VALUE...		replaces all of the topic's settings
@@ -340,6 +341,26 @@ finish(const char *what, rd_kafka_queue_t *queue)
 	rd_kafka_event_destroy(event);
 }
 
+/* One broker for each partition, of a list such as "@1,2" */
+static void
+assign_brokers(rd_kafka_NewTopic_t *topic, char *list, int partitions)
+{
+	char		error[512];
+	char	   *save;
+	char	   *broker = strtok_r(list + 1, ",", &save);
+
+	for (int p = 0; p < partitions; p++, broker = strtok_r(NULL, ",", &save))
+	{
+		int32_t		id;
+
+		if (broker == NULL)
+			die("no broker for partition %d", p);
+		id = number(broker);
+		if (rd_kafka_NewTopic_set_replica_assignment(topic, p, &id, 1, error, sizeof(error)) != 0)
+			die("%s", error);
+	}
+}
+
 static void
 cmd_create_topic(int argc, char **argv)
 {
@@ -348,14 +369,22 @@ cmd_create_topic(int argc, char **argv)
 	rd_kafka_NewTopic_t *topic;
 	int			partitions = number(argv[1]);
 	int			rf = 1;
+	char	   *brokers = NULL;
 	int			arg = 2;
 	char		error[512];
 
-	if (argc > arg && strchr(argv[arg], '=') == NULL)
+	if (argc > arg && argv[arg][0] == '@')
+	{
+		brokers = argv[arg++];
+		rf = -1;
+	}
+	else if (argc > arg && strchr(argv[arg], '=') == NULL)
 		rf = number(argv[arg++]);
 	topic = rd_kafka_NewTopic_new(argv[0], partitions, rf, error, sizeof(error));
 	if (topic == NULL)
 		die("%s", error);
+	if (brokers != NULL)
+		assign_brokers(topic, brokers, partitions);
 	for (; arg < argc; arg++)
 	{
 		char	   *value = strchr(argv[arg], '=');

@@ -115,6 +115,16 @@ sub create_topic
 	return;
 }
 
+# create_topic_on($name, [1, 2], %config): partition 0 on broker 1 alone, ...
+sub create_topic_on
+{
+	my ($self, $name, $brokers, %config) = @_;
+
+	$self->ktool('create-topic', $name, scalar(@$brokers), '@' . join(',', @$brokers),
+		map { "$_=$config{$_}" } sort keys %config);
+	return;
+}
+
 sub delete_topic
 {
 	my ($self, $name) = @_;

@@ -3,7 +3,7 @@
 
 =head1 NAME
 
-OutboxTest::Kafka - a real Apache Kafka of one node
+OutboxTest::Kafka - a real Apache Kafka of one node, or more
 
 =head1 SYNOPSIS
 
@@ -16,6 +16,11 @@ OutboxTest::Kafka - a real Apache Kafka of one node
   $kafka->pause;       # it hangs, with its connections open
   $kafka->resume;
   $kafka->stop;
+
+  my $second = $kafka->another_broker(2);    # a broker of the same cluster
+  $second->start;
+  $kafka->create_topic_on('orders', [ 1, 2 ]);
+  $second->kill9;      # partition 1 has no leader
 
 Options of new: C<auto_create> makes topics on first use.  C<authorizer> turns
 on access rights: clients of C<bootstrap> are User:ANONYMOUS and may do what no
@@ -54,11 +59,27 @@ my $owner = $$;
 sub new
 {
 	my ($class, %opts) = @_;
+	return $class->_make(opts => \%opts, node_id => 1, cluster_id => _new_cluster_id());
+}
+
+# A broker with that id of the same cluster, with the same options.
+sub another_broker
+{
+	my ($self, $node_id) = @_;
+	return ref($self)->_make(
+		opts => $self->{opts},
+		node_id => $node_id,
+		cluster_id => $self->{cluster_id},
+		controller_port => $self->{controller_port});
+}
+
+sub _make
+{
+	my ($class, %fields) = @_;
 	my $self = bless {
-		opts => \%opts,
+		%fields,
 		dir => File::Temp::tempdir(
 			'kafka_XXXXXX', DIR => $PostgreSQL::Test::Utils::tmp_check),
-		cluster_id => _new_cluster_id(),
 		lib => _lib(),
 		pid => undef,
 	}, $class;
@@ -114,7 +135,7 @@ sub _choose_ports
 {
 	my ($self) = @_;
 
-	$self->{$_} = _free_port() foreach (qw(port controller_port sasl_port));
+	$self->{$_} //= _free_port() foreach (qw(port controller_port sasl_port));
 	$self->{bootstrap} = "127.0.0.1:$self->{port}";
 	$self->_write_config;
 	return;
@@ -124,14 +145,18 @@ sub _write_config
 {
 	my ($self) = @_;
 	my $listener = "PLAINTEXT://127.0.0.1:$self->{port}";
-	my $controller = "CONTROLLER://127.0.0.1:$self->{controller_port}";
+	my $sasl = "SASL://127.0.0.1:$self->{sasl_port}";
+
+	# The first node is the controller, too.
+	my $first = $self->{node_id} == 1;
+	my $controller = $first ? ",CONTROLLER://127.0.0.1:$self->{controller_port}" : '';
 	my %config = (
-		'process.roles' => 'broker,controller',
-		'node.id' => 1,
+		'process.roles' => $first ? 'broker,controller' : 'broker',
+		'node.id' => $self->{node_id},
 		'controller.quorum.voters' =>
 		  "1\@127.0.0.1:$self->{controller_port}",
 		'controller.listener.names' => 'CONTROLLER',
-		'listeners' => "$listener,$controller",
+		'listeners' => "$listener$controller",
 		'log.dirs' => "$self->{dir}/data",
 		'num.partitions' => 1,
 		'auto.create.topics.enable' =>
@@ -159,8 +184,7 @@ sub _write_config
 		# ANONYMOUS would stop them.
 		%config = (
 			%config,
-			'listeners' =>
-			  "$listener,SASL://127.0.0.1:$self->{sasl_port},$controller",
+			'listeners' => "$listener,$sasl$controller",
 			'listener.security.protocol.map' =>
 			  'PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:SASL_PLAINTEXT',
 			'inter.broker.listener.name' => 'SASL',

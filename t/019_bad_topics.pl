@@ -1,0 +1,258 @@
+# Topics that can't be published to, each with many messages that wait: one is
+# missing, one denied by a rule, one has no leader, one is paused, and of one only
+# a partition has no leader.  Another topic goes on as if it were alone, and each
+# of them goes on in order when it is mended.
+#
+# "As if it were alone" is measured against a server of its own, in turns, with
+# one of the two at rest.  That depends on the neighbours of this machine, so only
+# a difference that no neighbour explains is a failure; STRESS=1 has more messages
+# and rounds, and holds it to a factor of 1.2.
+
+use strict;
+use warnings;
+
+use OutboxTest::Broker qw(partition_of);
+use OutboxTest::Cluster;
+use OutboxTest::Guard qw(spawn_guarded reap);
+use OutboxTest::Kafka;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(time);
+
+my $full = $ENV{STRESS};
+my $waiting = $ENV{WAITING} // ($full ? 100_000 : 5_000);    # messages of each bad topic
+my $rounds = $ENV{ROUNDS} // ($full ? 9 : 3);
+my $burst = $full ? 50_000 : 5_000;     # messages at once, for the rate
+my $singles = $full ? 150 : 40;         # one by one, for the latency
+my $apart = 20;                         # milliseconds between two of these
+my $limit = $full ? 1.2 : 5;
+my $keys = 100;
+
+my $kafka = OutboxTest::Kafka->new(authorizer => 1);
+$kafka->start;
+my $second = $kafka->another_broker(2);
+$second->start;
+$kafka->create_topic_on($_, [ 1, 1, 1 ]) foreach (qw(denied paused good alone));
+$kafka->create_topic_on('leaderless', [ 2, 2, 2 ]);
+$kafka->create_topic_on('half', [ 1, 2, 1 ]);
+$kafka->acl_add('User:ANONYMOUS', 'deny', 'write', 'topic', 'denied');
+$second->stop;
+wait_until('the partitions of the second broker have no leader',
+	sub { "@{ $kafka->topics->{half} }" eq '1 -1 1' && "@{ $kafka->topics->{leaderless} }" eq '-1 -1 -1' });
+
+# topic => server
+my %node = map {
+	$_ => new_outbox_node($_, bootstrap => $kafka->bootstrap, extension => ['postgres'],
+		conf => "autovacuum = off\ncheckpoint_timeout = '1h'\nmax_wal_size = '4GB'")
+} qw(alone good);
+my $node = $node{good};
+my %state = (missing => 'missing', denied => 'denied', leaderless => 'failing', paused => 'paused',
+	half => 'failing');
+my %sent = map { $_ => 0 } keys %state, qw(good alone);
+
+# The next n messages of a topic; each names its number.  Returns the first and
+# the last id and the time after their commit.
+sub send_messages
+{
+	my ($topic, $n) = @_;
+	my ($from, $to) = ($sent{$topic} + 1, $sent{$topic} + $n);
+
+	$sent{$topic} = $to;
+	my @ends = split /[|\n]/, ($node{$topic} // $node)->safe_psql('postgres', <<"EOS");
+SELECT min(id::text), max(id::text) FROM (
+	SELECT outbox.send('$topic', n || repeat(' ', 200), (n % $keys)::text) AS id
+	FROM generate_series($from, $to) AS n) AS m;
+SELECT extract(epoch FROM clock_timestamp());
+EOS
+	return @ends;
+}
+
+# Each key's messages are in the topic in order, and all are there once.  Those
+# that were measured one by one aren't looked at.
+sub in_order
+{
+	my ($topic, $name) = @_;
+	my (%last, @wrong);
+	my $records = 0;
+
+	foreach my $line (split /\n/, $kafka->ktool('consume', $topic))
+	{
+		next if $line =~ /"key": "single"/;
+		my ($n) = $line =~ /"value": "(\d+) / or die "unexpected record: $line";
+		my $key = $n % $keys;
+		my $expected = ($last{$key} // $key - ($key > 0 ? $keys : 0)) + $keys;
+
+		$records++;
+		push @wrong, "key $key: $n, not $expected" if $n != $expected;
+		$last{$key} = $n;
+	}
+	splice(@wrong, 20) if @wrong > 20;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is_deeply([ $records, @wrong ], [ $sent{$topic} ], $name);
+	return;
+}
+
+sub state_is
+{
+	my ($topic, $expected) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_for_value($node, 'postgres',
+		"SELECT state FROM outbox.topic WHERE topic = '$topic'", $expected);
+}
+
+sub backlog_is
+{
+	my ($topic, $n) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	return wait_for_value($node, 'postgres',
+		"SELECT coalesce(max(messages), 0) FROM outbox.backlog() WHERE topic = '$topic'", $n);
+}
+
+# ---------- they wait ----------
+
+$node->safe_psql('postgres', "SELECT outbox.pause('paused')");
+foreach my $topic (sort keys %state)
+{
+	send_messages($topic, $keys);
+	state_is($topic, $state{$topic}) and pass("$topic is held");
+}
+send_messages($_, $waiting) foreach (sort keys %state);
+
+# ---------- the other goes on ----------
+
+sub percentile
+{
+	my ($share, @values) = @_;
+
+	@values = sort { $a <=> $b } @values;
+	return $values[ int($share * @values) ];
+}
+
+# Only one of the two servers publishes.
+sub turn
+{
+	my ($topic) = @_;
+
+	foreach my $other (grep { $_ ne $topic } keys %node)
+	{
+		set_conf($node{$other}, 'outbox.enabled' => 'off');
+		wait_for_value($node{$other}, 'postgres',
+			q(SELECT bool_and(state LIKE 'resting%') FROM outbox.worker WHERE kind = 'publisher'), 't');
+	}
+	set_conf($node{$topic}, 'outbox.enabled' => 'on');
+	are_sent($topic, send_messages($topic, 20));
+	return;
+}
+
+# Wait until they are; returns when the last one was
+sub are_sent
+{
+	my ($topic, $first, $last) = @_;
+
+	wait_for_value($node{$topic}, 'postgres',
+		"SELECT status FROM outbox.message WHERE id = '$last'", 'SENT');
+	wait_for_value($node{$topic}, 'postgres',
+		"SELECT count(*) FROM outbox.message WHERE id BETWEEN '$first' AND '$last'"
+		  . " AND topic = '$topic' AND status <> 'SENT'", 0);
+	return $node{$topic}->safe_psql('postgres',
+		"SELECT extract(epoch FROM max(updated_at)) FROM outbox.message"
+		  . " WHERE id BETWEEN '$first' AND '$last' AND topic = '$topic'");
+}
+
+my $dir = PostgreSQL::Test::Utils::tempdir();
+my (%rate, %latency);
+
+# From the capture to the mark SENT, in milliseconds: the commit between is the
+# same in both servers.
+sub measure_latency
+{
+	my ($topic) = @_;
+	my $script = "$dir/$topic.sql";
+	my $begun = $node{$topic}->safe_psql('postgres', 'SELECT clock_timestamp()');
+
+	append_to_file($script, "\\sleep $apart ms\nSELECT outbox.send('$topic', repeat('x', 200), 'single');\n")
+	  unless -e $script;
+	is( reap(
+			spawn_guarded(
+				{}, $node{$topic}->installed_command('pgbench'),
+				'-n', '-h', $node{$topic}->host, '-p', $node{$topic}->port, '-c', 1, '-t', $singles,
+				'-f', $script, 'postgres'),
+			0, 120),
+		0, "$topic: $singles messages");
+	my $singles_since = "FROM outbox.message WHERE topic = '$topic' AND key = 'single' AND created_at > '$begun'";
+	wait_for_value($node{$topic}, 'postgres', "SELECT count(*) $singles_since AND status = 'SENT'", $singles);
+	push @{ $latency{$topic} }, split /\n/, $node{$topic}->safe_psql('postgres',
+		"SELECT 1000 * extract(epoch FROM updated_at - created_at) $singles_since");
+	return;
+}
+
+foreach my $round (1 .. $rounds)
+{
+	foreach my $topic ($round % 2 ? qw(alone good) : qw(good alone))
+	{
+		turn($topic);
+		measure_latency($topic);
+
+		my ($first, $last, $committed) = send_messages($topic, $burst);
+		push @{ $rate{$topic} }, $burst / (are_sent($topic, $first, $last) - $committed);
+	}
+}
+
+foreach my $topic (qw(alone good))
+{
+	diag(sprintf('%-5s %6.0f messages/s (%s), latency p50 %.2f ms, p99 %.2f ms',
+			$topic, percentile(0.5, @{ $rate{$topic} }),
+			join(' ', map { sprintf '%.0f', $_ } @{ $rate{$topic} }),
+			map { percentile($_, @{ $latency{$topic} }) } 0.5, 0.99));
+}
+my $slower = percentile(0.5, @{ $rate{alone} }) / percentile(0.5, @{ $rate{good} });
+my $later = percentile(0.5, @{ $latency{good} }) / percentile(0.5, @{ $latency{alone} });
+
+diag(sprintf('beside %d topics with %d messages each: rate / %.2f, latency x %.2f',
+		scalar(keys %state), $waiting, $slower, $later));
+cmp_ok($slower, '<', $limit, 'its rate is that of one alone');
+cmp_ok($later, '<', $limit, 'and so is its latency');
+$node{alone}->stop;
+in_order('good', 'it is in order');
+set_conf($node, 'outbox.enabled' => 'on');
+state_is($_, $state{$_}) foreach (sort keys %state);
+backlog_is($_, $sent{$_}) foreach (grep { $_ ne 'half' } sort keys %state);
+
+# Those of the partitions that have a leader; of them all until single partitions
+# are held.
+my $half = $node->safe_psql('postgres',
+	q(SELECT count(*) FROM outbox.message WHERE topic = 'half' AND status = 'NEW'));
+my $held_partitions = grep { partition_of($_, 3) == 1 } map { $_ % $keys } 1 .. $sent{half};
+
+diag("half: $half of $sent{half} messages wait, $held_partitions are of the partition without a leader");
+
+# ---------- they are mended ----------
+
+my %mend = (
+	missing => sub { $kafka->create_topic_on('missing', [ 1, 1, 1 ]) },
+	denied => sub { $kafka->acl_remove('User:ANONYMOUS', 'deny', 'write', 'topic', 'denied') },
+	paused => sub { $node->safe_psql('postgres', "SELECT outbox.resume('paused')") },
+	leaderless => sub { $second->start },
+	half => sub { });    # by the same broker
+
+foreach my $topic (qw(missing denied paused leaderless half))
+{
+	my $begun = time();
+
+	send_messages($topic, 50);
+	$mend{$topic}->();
+	send_messages($topic, 50) foreach (1 .. 10);
+	backlog_is($topic, 0);
+	diag(sprintf('%s: mended and drained in %.1f s', $topic, time() - $begun));
+	state_is($topic, 'ready');
+	in_order($topic, "$topic goes on, in order");
+}
+is($node->safe_psql('postgres', 'SELECT count(*) FROM outbox.held'), 0, 'nothing is held');
+
+$node->stop;
+$second->stop;
+$kafka->stop;
+done_testing();
