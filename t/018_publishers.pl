@@ -1,5 +1,6 @@
 # Several publishers: the order by key, read from Apache Kafka, while publishers,
-# bridges and the broker end in every way, and the number of publishers changes.
+# bridges and the broker end in every way, topics are paused, and the number of
+# publishers changes.
 #
 # Many customers place orders, whose messages go to three topics of one, four and
 # seven partitions, in transactions short and long, with savepoints, prepared, and
@@ -25,10 +26,11 @@ use Time::HiRes qw(time);
 
 my $full = $ENV{STRESS};
 my $wanted = $ENV{FAULT_ORDERS} // ($full ? 200_000 : 20_000);
-my $faults = $ENV{FAULT_COUNT} // ($full ? 60 : 12);
+my $faults = $ENV{FAULT_COUNT} // ($full ? 60 : 14);
 my $rate = $full ? 700 : 600;    # transactions a second
 my $seed = $ENV{FAULT_SEED} // int(rand(2**31));
 my $publishers = 4;
+my $ack_timeout = 3;             # seconds
 my %partitions = ('orders-1' => 1, 'orders-4' => 4, 'orders-7' => 7);
 
 my $kafka = OutboxTest::Kafka->new;
@@ -37,7 +39,7 @@ $kafka->create_topic($_, $partitions{$_}) foreach (sort keys %partitions);
 my $node = new_outbox_node(
 	'main',
 	bootstrap => $kafka->bootstrap,
-	conf => "outbox.publishers = $publishers\n"
+	conf => "outbox.publishers = $publishers\noutbox.ack_timeout = '${ack_timeout}s'\n"
 	  . "checkpoint_timeout = '30s'\nwal_writer_delay = '10s'",
 	extension => ['postgres']);
 
@@ -110,8 +112,47 @@ sub terminate_publishers
 	return;
 }
 
+# A topic is held, and catches up while the others go on.
+sub pause_topic
+{
+	my $topic = (sort keys %partitions)[ rand keys %partitions ];
+	my $until = (orders() || 0) + $wanted / 50;
+
+	$run->wait_busily("$topic is paused",
+		sub { $run->query("SELECT outbox.pause('$topic')"); is_paused($topic) eq 't'; });
+	$run->wait_busily('more orders', sub { (orders() || 0) >= $until; });
+	$run->wait_busily("$topic is resumed",
+		sub { $run->query("SELECT outbox.resume('$topic')"); is_paused($topic) eq 'f'; });
+	return;
+}
+
+# For longer than a batch waits: what was sent is given up, and its topics held.
+sub hang_broker
+{
+	my $until = time() + $ack_timeout + 2;
+
+	$run->need_broker;
+	$kafka->pause;
+	$run->wait_busily('some seconds', sub { time() > $until });
+	$kafka->resume;
+	return;
+}
+
+sub is_paused
+{
+	my ($topic) = @_;
+	return $run->query("SELECT count(*) > 0 FROM outbox.paused WHERE topic = '$topic'");
+}
+
+sub orders
+{
+	return $run->query('SELECT count(*) FROM orders');
+}
+
 my %fault = (
 	$run->faults,
+	broker_hangs => \&hang_broker,
+	pause => \&pause_topic,
 	terminate => sub { terminate_publishers('one') },
 	terminate_all => sub { terminate_publishers('all') },
 	$several ? (change => \&change_publishers) : ());
@@ -123,7 +164,7 @@ my @each = (sort keys %fault, $several ? qw(change change) : ());
 my @plan;
 push @plan, shuffle(@each) while @plan < $faults;
 splice(@plan, $faults);
-$run->go(\@plan, \%fault, $wanted, sub { $run->query('SELECT count(*) FROM orders') });
+$run->go(\@plan, \%fault, $wanted, \&orders);
 
 # ---------- the end of it ----------
 

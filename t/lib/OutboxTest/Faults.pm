@@ -164,13 +164,22 @@ sub kill9_bridges
 	return;
 }
 
+# It is back from the last fault.
+sub need_broker
+{
+	my ($self) = @_;
+
+	$self->start_broker if $self->{broker_starts_at} != 0;
+	$self->{kafka}->wait_ready;
+	return;
+}
+
 # Kill or stop it; it starts again some time later.
 sub end_broker
 {
 	my ($self, $how) = @_;
 
-	$self->start_broker if $self->{broker_starts_at} != 0;
-	$self->{kafka}->wait_ready;
+	$self->need_broker;
 	$self->{kafka}->$how;
 	$self->{broker_starts_at} = time() + rand(4);
 	return;
