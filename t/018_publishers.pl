@@ -51,28 +51,38 @@ my $several = $node->safe_psql('postgres',
 	q(SELECT count(*) FROM pg_settings WHERE name = 'outbox.publishers' AND context = 'sighup'));
 $publishers = 1 unless $several;
 
-# Some of the customers are waited for by the next transaction all the time.
+# Of some customers the next order waits for the last one's end all the time.
 create_orders($node, customers => 1000, skew => 20, topics => [ sort keys %partitions ]);
 
 my %scripts = (
 	plain => [ 300, 'SELECT place(:c);' ],
 	async => [ 200, 'BEGIN; SET LOCAL synchronous_commit = off; SELECT place(:c); COMMIT;' ],
-
-	# upwards, so that no two wait for each other
-	many => [ 60, 'SELECT place(n) FROM generate_series(:c, least(:c + 9, 1000)) AS n;' ],
+	four => [ 100, 'FOUR' ],
 	same => [ 60, 'SELECT place(:c) FROM generate_series(1, 5);' ],
 	savepoint => [ 100, 'BEGIN; SELECT place(:c); SAVEPOINT s; SELECT place_doomed(:c);'
 		  . ' ROLLBACK TO s; SELECT place(:c); COMMIT;' ],
 	caught => [ 100, 'DO $$ BEGIN PERFORM place_doomed(:c); PERFORM 1 / (:c - :c);'
 		  . ' EXCEPTION WHEN division_by_zero THEN PERFORM place(:c); END $$;' ],
 	rolled_back => [ 50, 'BEGIN; SELECT place(:c); SELECT place_doomed(:c); ROLLBACK;' ],
-	slow => [ 40, "BEGIN; SELECT place(:c);\n\\sleep 50 ms\nSELECT place(:c); COMMIT;" ],
-	long => [ 2, "BEGIN; SELECT place(:c);\n\\sleep 2 s\nSELECT place(:c); COMMIT;" ],
-	prepared => [ 80, "BEGIN; SELECT place(:c); SELECT place(:c); PREPARE TRANSACTION 'x:gid';\n"
-		  . "\\sleep 5 ms\nCOMMIT PREPARED 'x:gid';" ]);
+	slow => [ 40, "BEGIN; FOUR\n\\sleep 50 ms\nSELECT place(:c); COMMIT;" ],
+	long => [ 2, "BEGIN; FOUR_OF_ALL\n\\sleep 2 s\nSELECT place(:any); COMMIT;" ],
+	prepared => [ 80, "BEGIN; FOUR SELECT place(:c); PREPARE TRANSACTION 'x:gid';\n"
+		  . "\\sleep 5 ms\nCOMMIT PREPARED 'x:gid';" ],
+	prepared_long => [ 2, "BEGIN; FOUR_OF_ALL PREPARE TRANSACTION 'x:gid';\n"
+		  . "\\sleep 1 s\nCOMMIT PREPARED 'x:gid';" ]);
+
+# upwards, so that no two wait for each other
+foreach my $script (values %scripts)
+{
+	my $four = 'SELECT place(n) FROM generate_series(:c, least(:c + 3, 1000)) AS n;';
+
+	$script->[1] =~ s/FOUR_OF_ALL/$four =~ s{:c}{:any}gr/e;
+	$script->[1] =~ s/FOUR/$four/;
+}
+
 my $run = OutboxTest::Faults->new($node, $kafka, patience => $full ? 600 : 240);
 
-$run->keep(pgbench => order_load($node, \%scripts, '-c', 8, '-j', 2, '-R', $rate, '-T', 3600));
+$run->keep(pgbench => order_load($node, \%scripts, '-c', 12, '-j', 2, '-R', $rate, '-T', 3600));
 
 # ---------- the faults ----------
 

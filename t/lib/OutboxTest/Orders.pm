@@ -44,7 +44,8 @@ use Test::More;
 our @EXPORT = qw(create_orders order_load order_service check_orders);
 
 # of a node
-my %customer;     # how pgbench chooses one
+my %customers;
+my %choice;    # how pgbench chooses a customer
 my %topics;
 
 sub create_orders
@@ -78,14 +79,15 @@ EOS
 			"SELECT outbox.set_topic('$topics[$i]', 'results', result_timeout => '$opts{result_timeout}')")
 		  if defined $opts{result_timeout};
 	}
-	$customer{ $node->name } =
+	$customers{ $node->name } = $customers;
+	$choice{ $node->name } =
 	  defined $opts{skew} ? "random_exponential(1, $customers, $opts{skew})" : "random(1, $customers)";
 	$topics{ $node->name } = \@topics;
 	return;
 }
 
 # The pgbench command for scripts, { name => [weight, SQL] }, in which :c is a
-# customer and :gid a number that is hardly used twice.
+# customer, :any one whatever the skew, and :gid a number that is hardly used twice.
 sub order_load
 {
 	my ($node, $scripts, @options) = @_;
@@ -98,7 +100,8 @@ sub order_load
 
 		$sql =~ s/; /;\n/g;
 		PostgreSQL::Test::Utils::append_to_file($file,
-			"\\set c $customer{$node->name}\n"
+			"\\set c $choice{$node->name}\n"
+			  . "\\set any random(1, $customers{$node->name})\n"
 			  . "\\set gid random(1, 1000000000)\n$sql\n");
 		push @files, '-f', "$file\@$weight";
 	}
