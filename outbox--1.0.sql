@@ -60,20 +60,23 @@ CREATE TABLE outbox.lane (
 
 COMMENT ON TABLE outbox.lane IS 'how far the publish sweep has come in each lane';
 
+-- Sixteen of keys, and one of what has lost its turn.
 INSERT INTO outbox.lane
 	SELECT lane, '00000000-0000-0000-0000-000000000000'
-	FROM generate_series(0, 15) AS lane;
+	FROM generate_series(0, 16) AS lane;
 
 CREATE TABLE outbox.held (
 	topic text NOT NULL,
 	partition int NOT NULL,		-- -1: all of the topic
+	publisher smallint NOT NULL,	-- each keeps a mark of its own lanes
+	publishers smallint NOT NULL,	-- of so many
 	cursor uuid NOT NULL,		-- its messages wait from here on
 	reason text NOT NULL
 		CHECK (reason IN ('paused', 'missing', 'denied', 'misconfigured', 'failing')),
 	error text,
 	tries int NOT NULL DEFAULT 0,
 	since timestamptz NOT NULL DEFAULT clock_timestamp(),
-	PRIMARY KEY (topic, partition)
+	PRIMARY KEY (topic, partition, publisher)
 );
 
 COMMENT ON TABLE outbox.held IS 'topics whose messages wait';
@@ -102,7 +105,8 @@ COMMENT ON TABLE outbox.delayed IS 'messages to look at again at a time of their
 
 CREATE TABLE outbox.prepared (
 	first_id uuid PRIMARY KEY,
-	last_id uuid NOT NULL
+	last_id uuid NOT NULL,
+	lanes int NOT NULL			-- that aren't swept again yet, a bit each
 );
 
 COMMENT ON TABLE outbox.prepared IS
@@ -546,7 +550,7 @@ CREATE VIEW outbox.topic AS
 		  UNION SELECT topic FROM outbox.consumer_offset
 		  UNION SELECT topic FROM outbox.backlog()) AS t
 		LEFT JOIN LATERAL (SELECT * FROM outbox.held AS one WHERE one.topic = t.topic
-						   ORDER BY one.partition LIMIT 1) AS h ON true
+						   ORDER BY one.partition, one.publisher LIMIT 1) AS h ON true
 		LEFT JOIN outbox.paused AS p ON p.topic = t.topic
 		LEFT JOIN outbox.backlog() AS b ON b.topic = t.topic
 		LEFT JOIN outbox.topic_config AS c ON c.topic = t.topic
@@ -1047,7 +1051,6 @@ AS 'MODULE_PATHNAME', 'outbox_wait_for' LANGUAGE C;
 CREATE FUNCTION outbox.resend(topic text, since timestamptz, until timestamptz) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	due timestamptz := outbox.announce();
 	message record;
 	first_id uuid;
 	resent bigint := 0;
@@ -1056,7 +1059,7 @@ BEGIN
 		RAISE null_value_not_allowed USING MESSAGE = 'topic, since and until must not be null';
 	END IF;
 	FOR message IN
-		SELECT l.id, l.lane, CASE l.status WHEN 'S' THEN 'SENT' ELSE 'DEAD' END AS status
+		SELECT l.id, CASE l.status WHEN 'S' THEN 'SENT' ELSE 'DEAD' END AS status
 			FROM outbox.log AS l
 			WHERE l.topic = resend.topic AND l.status IN ('S', 'D')
 				AND l.id >= outbox.message_id_at(since) AND l.id < outbox.message_id_at(until)
@@ -1065,16 +1068,13 @@ BEGIN
 		CONTINUE WHEN NOT outbox.change_status(message.id,
 											   message.status::outbox.message_status, 'NEW');
 		resent := resent + 1;
-		IF message.lane < 0 THEN
-			INSERT INTO outbox.delayed VALUES (due, message.id) ON CONFLICT DO NOTHING;
-		ELSE
-			first_id := coalesce(first_id, message.id);
-		END IF;
+		first_id := coalesce(first_id, message.id);
 	END LOOP;
 
-	-- the publish sweep goes back there, as for a prepared transaction
+	-- the sweep of the last lane goes back there, as for a prepared transaction
 	IF first_id IS NOT NULL THEN
-		INSERT INTO outbox.prepared VALUES (first_id, first_id) ON CONFLICT DO NOTHING;
+		INSERT INTO outbox.prepared AS p VALUES (first_id, first_id, 1 << 16)
+			ON CONFLICT ON CONSTRAINT prepared_pkey DO UPDATE SET lanes = p.lanes | excluded.lanes;
 	END IF;
 	PERFORM outbox.config_changed();
 	RETURN resent;

@@ -36,6 +36,7 @@ static DatabaseSlot *database = NULL;	/* NULL: neither announced nor to wake */
 static MessageClock announced = 0;	/* 0: not announced */
 static bool wake_all = false;
 static bool id_taken = false;
+static uint32 lanes_written = 0;	/* a bit each */
 static pg_uuid_t first_id;
 static pg_uuid_t last_id;
 
@@ -43,14 +44,18 @@ static pg_uuid_t last_id;
 enum
 {
 	Anum_prepared_first_id = 1,
-	Anum_prepared_last_id
+	Anum_prepared_last_id,
+	Anum_prepared_lanes
 };
+
+#define ALL_LANES	((1U << OUTBOX_SWEPT_LANES) - 1)
 
 static void announce_xact_callback(XactEvent event, void *arg);
 static void announce_exit(int code, Datum arg);
 static void transaction_ended(bool committed);
 static void remember_prepared(void);
-static void wake(DatabaseSlot *slot, WorkerKind kind);
+static uint32 raise_generations(DatabaseSlot *slot, uint32 lanes);
+static void wake(DatabaseSlot *slot, WorkerKind kind, uint32 numbers);
 static void wake_workers(DatabaseSlot *slot);
 
 void
@@ -85,8 +90,9 @@ announce_transaction(void)
 }
 
 void
-announce_id(const pg_uuid_t *id)
+announce_id(const pg_uuid_t *id, int lane)
 {
+	lanes_written |= 1U << (lane < 0 ? OUTBOX_LANE_LATE : lane);
 	if (!id_taken)
 		first_id = *id;
 	last_id = *id;
@@ -105,13 +111,46 @@ announce_wake_now(void)
 {
 	DatabaseSlot *slot = outbox_my_database();
 
-	pg_atomic_fetch_add_u32(&slot->generation, 1);
+	raise_generations(slot, ALL_LANES);
 	wake_workers(slot);
+}
+
+/* Which publishers have one of these lanes, a bit each */
+static uint32
+publishers_of(const DatabaseSlot *slot, uint32 lanes)
+{
+	int			n = Max(*(volatile const int *) &slot->count[WORKER_PUBLISHER], 1);
+	uint32		publishers = 0;
+
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
+	{
+		if (lanes & (1U << lane))
+			publishers |= 1U << outbox_lane_publisher(lane, n);
+	}
+	return publishers;
+}
+
+/*
+ * Tells the publishers of these lanes that there may be something to read;
+ * returns which they are.  If their number changes meanwhile, they are all
+ * started anew, and read everything.
+ */
+static uint32
+raise_generations(DatabaseSlot *slot, uint32 lanes)
+{
+	uint32		publishers = publishers_of(slot, lanes);
+
+	for (int i = 0; i < OUTBOX_MAX_PUBLISHERS; i++)
+	{
+		if (publishers & (1U << i))
+			pg_atomic_fetch_add_u32(&slot->generation[i], 1);
+	}
+	return publishers;
 }
 
 /* A worker that is gone leaves its latch to somebody who stands it */
 static void
-wake(DatabaseSlot *slot, WorkerKind kind)
+wake(DatabaseSlot *slot, WorkerKind kind, uint32 numbers)
 {
 	WorkerSlot *workers = &slot->workers[outbox_first_worker(kind)];
 
@@ -119,9 +158,16 @@ wake(DatabaseSlot *slot, WorkerKind kind)
 	{
 		PGPROC	   *proc = *(PGPROC *volatile *) &workers[i].proc;
 
-		if (proc != NULL)
+		if (proc != NULL && (numbers & (1U << i)))
 			SetLatch(&proc->procLatch);
 	}
+}
+
+void
+announce_wake_first_publisher(DatabaseSlot *slot)
+{
+	if (slot->workers[outbox_first_worker(WORKER_PUBLISHER)].proc != MyProc)
+		wake(slot, WORKER_PUBLISHER, 1);
 }
 
 /*
@@ -132,8 +178,8 @@ static void
 wake_workers(DatabaseSlot *slot)
 {
 	pg_atomic_fetch_add_u32(&slot->settings_generation, 1);
-	wake(slot, WORKER_PUBLISHER);
-	wake(slot, WORKER_CONSUMER);
+	wake(slot, WORKER_PUBLISHER, PG_UINT32_MAX);
+	wake(slot, WORKER_CONSUMER, PG_UINT32_MAX);
 }
 
 /*
@@ -165,7 +211,7 @@ announce_xact_callback(XactEvent event, void *arg)
 }
 
 /*
- * The publisher says that it sleeps, looks at the generation again, and only
+ * A publisher says that it sleeps, looks at its generation again, and only
  * then waits; we raise the generation and look whether it sleeps.  Whoever
  * comes second sees what the other did, for there is a barrier between.
  */
@@ -173,6 +219,7 @@ static void
 transaction_ended(bool committed)
 {
 	DatabaseSlot *slot = database;
+	uint32		publishers;
 
 	if (announced != 0)
 	{
@@ -180,20 +227,26 @@ transaction_ended(bool committed)
 		pg_atomic_write_u64(&mine->clock, 0);
 	}
 	pg_memory_barrier();
-	pg_atomic_fetch_add_u32(&slot->generation, 1);
+	publishers = raise_generations(slot, wake_all || lanes_written == 0 ? ALL_LANES :
+								   lanes_written);
 
 	if (committed && wake_all)
 	{
 		wake_workers(slot);
 		wait_for_wake_all();
 	}
-	else if (committed && pg_atomic_read_u32(&slot->publisher_sleeps))
-		wake(slot, WORKER_PUBLISHER);
+	else if (committed)
+	{
+		publishers &= pg_atomic_read_u32(&slot->publishers_asleep);
+		if (publishers != 0)
+			wake(slot, WORKER_PUBLISHER, publishers);
+	}
 
 	database = NULL;
 	announced = 0;
 	wake_all = false;
 	id_taken = false;
+	lanes_written = 0;
 }
 
 /*
@@ -235,6 +288,9 @@ remember_prepared(void)
 	slot->tts_isnull[Anum_prepared_first_id - 1] = false;
 	slot->tts_values[Anum_prepared_last_id - 1] = UUIDPGetDatum(&last_id);
 	slot->tts_isnull[Anum_prepared_last_id - 1] = false;
+	slot->tts_values[Anum_prepared_lanes - 1] =
+		Int32GetDatum(lanes_written != 0 ? lanes_written : ALL_LANES);
+	slot->tts_isnull[Anum_prepared_lanes - 1] = false;
 	ExecStoreVirtualTuple(slot);
 	open_table_insert(&open, BuildIndexInfo(open.pkey), slot);
 	ExecDropSingleTupleTableSlot(slot);
@@ -331,6 +387,7 @@ outbox_announce_sql(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("outbox.announce()");
 	message_floor_ensure();
 	floor = message_clock_timestamp(announce_transaction()) + 1;
+	lanes_written |= 1U << OUTBOX_LANE_LATE;
 	PG_RETURN_TIMESTAMPTZ(Max(GetCurrentTimestamp(), floor));
 }
 

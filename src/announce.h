@@ -22,8 +22,11 @@ extern void announce_init(void);
  */
 extern MessageClock announce_transaction(void);
 
-/* Remembers an id that was taken, for the range of a prepared transaction */
-extern void announce_id(const pg_uuid_t *id);
+/*
+ * Remembers an id that was taken, for the range of a prepared transaction, and
+ * its lane, for whom to wake
+ */
+extern void announce_id(const pg_uuid_t *id, int lane);
 
 /*
  * Makes the commit of this transaction wake the workers of this database, and
@@ -31,8 +34,11 @@ extern void announce_id(const pg_uuid_t *id);
  */
 extern void announce_wake_at_commit(void);
 
-/* COMMIT PREPARED has ended: raises the generation, wakes the publisher */
+/* COMMIT PREPARED has ended: raises the generations, wakes the publishers */
 extern void announce_wake_now(void);
+
+/* The first publisher has something to do earlier than it thought */
+extern void announce_wake_first_publisher(DatabaseSlot *slot);
 
 /* A transaction that may commit messages with ids at or above its clock */
 typedef struct OpenTransaction

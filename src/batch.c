@@ -299,7 +299,7 @@ read_held(Batch *batch, const Sweep *sweep, Held *held, int sharers, Snapshot sn
 			break;
 		}
 		held->upto = row.clock + 1;
-		if (row.status == STATUS_NEW && row.lane != OUTBOX_LANE_NONE &&
+		if (row.status == STATUS_NEW && sweep_has_lane(sweep, row.lane) &&
 			!sweep_wants(sweep, row.lane, row.clock) && strcmp(row.topic, held->topic) == 0)
 		{
 			batch_add(batch, &row, SOURCE_HELD);
@@ -339,8 +339,11 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 	{
 		Held	   *held;
 
+		batch->looked_at = true;
+
 		/* its row in outbox.delayed is as new as itself */
-		if (row.status == STATUS_NEW && row.lane == OUTBOX_LANE_NONE)
+		if (row.status == STATUS_NEW && row.lane == OUTBOX_LANE_NONE &&
+			sweep_has_lane(sweep, OUTBOX_LANE_LATE))
 			recovery_wake();
 		if (row.status != STATUS_NEW || !sweep_wants(sweep, row.lane, row.clock))
 			continue;
@@ -367,6 +370,7 @@ batch_read(Batch *batch, Sweep *sweep)
 	MemoryContextReset(batch->context);
 	batch->n = 0;
 	batch->bytes = 0;
+	batch->looked_at = false;
 
 	/* whatever the snapshot shows was written before now */
 	batch->flush = outbox_insert_end_lsn();

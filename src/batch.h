@@ -56,6 +56,7 @@ typedef struct Batch
 	OutMessage *messages;		/* in the order of publishing */
 	int			n;
 	Size		bytes;
+	bool		looked_at;		/* the publish sweep met a row, its own or not */
 	MessageClock upto;			/* where the publish sweep came to */
 	XLogRecPtr	flush;			/* what must be durable before they leave */
 } Batch;

@@ -27,6 +27,10 @@
 
 static HTAB *held_topics = NULL;
 
+/* Whose marks they are: of which publisher, of how many */
+static int	publisher = 0;
+static int	publishers = 1;
+
 static const char *const reasons[] = {
 	"paused", "missing", "denied", "misconfigured", "failing"
 };
@@ -67,13 +71,42 @@ held_find(const char *topic)
 	return hash_search(held_topics, topic, HASH_FIND, NULL);
 }
 
-void
-held_load(void)
+/*
+ * The publishers were of another number when the marks were saved: each of the
+ * new ones gets a copy that is right for any lane.  Whoever comes first does it
+ * for all, under the lock of a row that every publisher has.
+ */
+static void
+share_out_anew(void)
 {
-	uint64		rows = store_execute("SELECT topic, cursor, reason, error, tries"
-									 " FROM outbox.held WHERE partition = -1",
-									 0, NULL, NULL, NULL);
+	static const Oid types[] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(publishers)};
 
+	store_execute("SELECT FROM outbox.lane WHERE lane = 16 FOR UPDATE", 0, NULL, NULL, NULL);
+	store_execute("WITH old AS (DELETE FROM outbox.held WHERE publishers <> $1 RETURNING *)"
+				  " INSERT INTO outbox.held (topic, partition, publisher, publishers,"
+				  "  cursor, reason, error, tries, since)"
+				  " SELECT topic, partition, i, $1,"
+				  "  (pg_catalog.array_agg(cursor ORDER BY cursor))[1],"
+				  "  pg_catalog.min(reason), pg_catalog.min(error), pg_catalog.max(tries),"
+				  "  pg_catalog.min(since)"
+				  " FROM old, pg_catalog.generate_series(0, $1 - 1) AS i"
+				  " GROUP BY topic, partition, i", 1, types, values, NULL);
+}
+
+void
+held_load(int number, int count)
+{
+	static const Oid types[] = {INT4OID};
+	Datum		values[1] = {Int32GetDatum(number)};
+	uint64		rows;
+
+	publisher = number;
+	publishers = count;
+	share_out_anew();
+	rows = store_execute("SELECT topic, cursor, reason, error, tries"
+						 " FROM outbox.held WHERE partition = -1 AND publisher = $1",
+						 1, types, values, NULL);
 	for (uint64 i = 0; i < rows; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
@@ -243,6 +276,16 @@ held_try_now(const char *topic)
 	}
 }
 
+void
+held_try_all_now(void)
+{
+	HeldIterator iterator = {0};
+	Held	   *held;
+
+	while ((held = held_next(&iterator)) != NULL)
+		held_try_now(held->topic);
+}
+
 Held *
 held_next(HeldIterator *iterator)
 {
@@ -343,26 +386,30 @@ held_is_dirty(void)
 static void
 save_one(Held *held)
 {
-	static const Oid types[] = {TEXTOID, UUIDOID, TEXTOID, TEXTOID, INT4OID};
+	static const Oid types[] = {TEXTOID, INT4OID, UUIDOID, TEXTOID, TEXTOID, INT4OID, INT4OID};
 	pg_uuid_t	cursor;
-	Datum		values[5];
+	Datum		values[7];
 
 	message_id_lowest(held->cursor, &cursor);
 	values[0] = CStringGetTextDatum(held->topic);
-	values[1] = UUIDPGetDatum(&cursor);
-	values[2] = CStringGetTextDatum(held->reason);
-	values[3] = CStringGetTextDatum(held->error);
-	values[4] = Int32GetDatum(held->tries);
+	values[1] = Int32GetDatum(publisher);
+	values[2] = UUIDPGetDatum(&cursor);
+	values[3] = CStringGetTextDatum(held->reason);
+	values[4] = CStringGetTextDatum(held->error);
+	values[5] = Int32GetDatum(held->tries);
+	values[6] = Int32GetDatum(publishers);
 	if (held->released)
-		store_execute("DELETE FROM outbox.held WHERE topic = $1 AND partition = -1",
-					  1, types, values, NULL);
+		store_execute("DELETE FROM outbox.held"
+					  " WHERE topic = $1 AND partition = -1 AND publisher = $2",
+					  2, types, values, NULL);
 	else
-		store_execute("INSERT INTO outbox.held AS h (topic, partition, cursor, reason, error, tries)"
-					  " VALUES ($1, -1, $2, $3, $4, $5)"
+		store_execute("INSERT INTO outbox.held AS h"
+					  " (topic, partition, publisher, cursor, reason, error, tries, publishers)"
+					  " VALUES ($1, -1, $2, $3, $4, $5, $6, $7)"
 					  " ON CONFLICT ON CONSTRAINT held_pkey DO UPDATE"
 					  " SET cursor = excluded.cursor, reason = excluded.reason,"
 					  "  error = excluded.error, tries = excluded.tries",
-					  5, types, values, NULL);
+					  7, types, values, NULL);
 }
 
 void

@@ -54,8 +54,8 @@ typedef struct Held
 	int			found;			/* messages its sweep put into the batch */
 } Held;
 
-/* Reads the marks; needs SPI */
-extern void held_load(void);
+/* Reads the marks of publisher number of count; needs SPI */
+extern void held_load(int number, int count);
 
 /*
  * Reads which topics are paused: those that weren't are held from that tick
@@ -86,6 +86,9 @@ extern void held_answer(const char *topic, bool usable, const char *reason,
 
 /* Tries it at once, at the next turn */
 extern void held_try_now(const char *topic);
+
+/* The same for all: something was set, or made */
+extern void held_try_all_now(void);
 
 /* No answer will come to what was asked: the bridge is a new one */
 extern void held_forget_questions(void);

@@ -81,7 +81,7 @@ look_at_databases(void)
 static int
 workers_wanted(WorkerKind kind)
 {
-	return kind == WORKER_CONSUMER ? outbox_consumers : 1;
+	return kind == WORKER_CONSUMER ? outbox_consumers : outbox_publishers;
 }
 
 /*

@@ -42,7 +42,7 @@ static IndexInfo *log_pkey_info = NULL;
 static void remember_layout(const OpenTable *segment);
 static void check_size(const NewMessage *message);
 static void check_encoding(const NewMessage *message);
-static void fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment);
+static void fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment, int lane);
 
 void
 log_append_init(void)
@@ -111,12 +111,10 @@ check_encoding(const NewMessage *message)
 }
 
 static void
-fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment)
+fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment, int lane)
 {
 	Datum	   *values = log_slot->tts_values;
 	bool	   *isnull = log_slot->tts_isnull;
-	int			lane = message->deliver_at != 0 ? OUTBOX_LANE_NONE :
-		message_lane(message->topic, message->topic_len, message->key, message->key_len, id);
 
 #define SET(column, datum) \
 	(values[(column) - 1] = (datum), isnull[(column) - 1] = false)
@@ -176,6 +174,7 @@ log_append(const NewMessage *message, pg_uuid_t *id)
 	DatabaseSlot *database = outbox_my_database();
 	OpenTable	open;
 	uint32		segment;
+	int			lane;
 
 	check_size(message);
 	if (unlikely(GetDatabaseEncoding() != PG_UTF8))
@@ -191,8 +190,10 @@ log_append(const NewMessage *message, pg_uuid_t *id)
 		remember_layout(&open);
 
 	message_id_generate(id, segment);
-	announce_id(id);
-	fill_slot(message, id, segment);
+	lane = message->deliver_at != 0 ? OUTBOX_LANE_NONE :
+		message_lane(message->topic, message->topic_len, message->key, message->key_len, id);
+	announce_id(id, lane);
+	fill_slot(message, id, segment, lane);
 	open_table_insert(&open, log_pkey_info, log_slot);
 	ExecClearTuple(log_slot);
 	open_table_close(&open);

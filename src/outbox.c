@@ -34,6 +34,7 @@ char	   *outbox_kafka_secrets_file = NULL;
 int			outbox_ack_timeout = 10000;
 int			outbox_max_message_bytes = 1000000;
 int			outbox_consumers = 1;
+int			outbox_publishers = 1;
 
 OutboxShared *outbox_shared = NULL;
 
@@ -65,9 +66,12 @@ database_slot_clear(DatabaseSlot *slot, Oid database)
 	pg_atomic_init_u32(&slot->segment, 0);
 	pg_atomic_init_u32(&slot->segments_used, 0);
 	pg_atomic_init_u32(&slot->inbox_used, 0);
-	pg_atomic_init_u32(&slot->generation, 0);
-	pg_atomic_init_u32(&slot->publisher_sleeps, 0);
+	for (int i = 0; i < OUTBOX_MAX_PUBLISHERS; i++)
+		pg_atomic_init_u32(&slot->generation[i], 0);
+	pg_atomic_init_u32(&slot->publishers_asleep, 0);
 	pg_atomic_init_u32(&slot->settings_generation, 0);
+	pg_atomic_init_u64(&slot->recovery_due, 0);
+	pg_atomic_init_u64(&slot->recovery_limit, 0);
 	pg_atomic_init_u64(&slot->published, 0);
 	pg_atomic_init_u64(&slot->republished, 0);
 	pg_atomic_init_u64(&slot->confirmed, 0);
@@ -227,6 +231,10 @@ define_settings(void)
 							"The largest message: payload, key and headers, and 200.",
 							NULL, &outbox_max_message_bytes, 1000000, 1000, 100 * 1024 * 1024,
 							PGC_SIGHUP, GUC_UNIT_BYTE, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.publishers",
+							"How many publishers of a database share its keys.",
+							NULL, &outbox_publishers, 1, 1, OUTBOX_MAX_PUBLISHERS,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("outbox.consumers",
 							"How many consumers of a database share the partitions it reads.",
 							NULL, &outbox_consumers, 1, 1, OUTBOX_MAX_CONSUMERS,

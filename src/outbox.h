@@ -19,8 +19,10 @@
 #define OUTBOX_SCHEMA		"outbox"
 #define OUTBOX_VERSION		"1.0"
 
-#define OUTBOX_LANES		16
+#define OUTBOX_LANES		16	/* the keys are spread over them */
+#define OUTBOX_LANE_LATE	16	/* of what has lost its turn: sent again, or delayed */
 #define OUTBOX_LANE_NONE	(-1)	/* of a message that outbox.delayed brings out */
+#define OUTBOX_SWEPT_LANES	17	/* rows of outbox.lane */
 #define OUTBOX_SEGMENTS		16	/* of the ring; segment -1 is besides it */
 #define OUTBOX_SEGMENT_KEPT (-1)	/* what outlives its segment */
 
@@ -31,7 +33,7 @@
 #define OUTBOX_TOPIC_LEN	249
 
 /* Workers of each kind that a database may have */
-#define OUTBOX_MAX_PUBLISHERS 1
+#define OUTBOX_MAX_PUBLISHERS 16
 #define OUTBOX_MAX_CONSUMERS 16
 #define OUTBOX_WORKERS_PER_DATABASE (OUTBOX_MAX_PUBLISHERS + OUTBOX_MAX_CONSUMERS)
 
@@ -82,6 +84,7 @@ extern char *outbox_kafka_secrets_file;
 extern int	outbox_ack_timeout;		/* milliseconds */
 extern int	outbox_max_message_bytes;
 extern int	outbox_consumers;
+extern int	outbox_publishers;
 
 /*
  * A worker as outbox.worker shows it.  Written by the launcher and by the
@@ -135,10 +138,16 @@ typedef struct DatabaseSlot
 	pg_atomic_uint32 inbox_used;	/* see inbox.c */
 
 	/* wake-up; see announce.c */
-	pg_atomic_uint32 generation;	/* raised when a capturing transaction ends */
-	pg_atomic_uint32 publisher_sleeps;
+	pg_atomic_uint32 generation[OUTBOX_MAX_PUBLISHERS]; /* raised when a transaction
+														 * ends that wrote to one of
+														 * the publisher's lanes */
+	pg_atomic_uint32 publishers_asleep; /* a bit each */
 	pg_atomic_uint32 settings_generation;	/* raised when the tables that tell
 											 * the workers what to do changed */
+
+	/* recovery, which the first publisher does for all; see recovery.c */
+	pg_atomic_uint64 recovery_due;	/* a TimestampTz: when its next step is */
+	pg_atomic_uint64 recovery_limit;	/* a MessageClock: it may have come so far */
 
 	/* counters since the server started */
 	pg_atomic_uint64 published;
@@ -171,6 +180,13 @@ static inline int
 outbox_max_workers(WorkerKind kind)
 {
 	return kind == WORKER_PUBLISHER ? OUTBOX_MAX_PUBLISHERS : OUTBOX_MAX_CONSUMERS;
+}
+
+/* Which of n publishers has a lane: the first one what has no order any more */
+static inline int
+outbox_lane_publisher(int lane, int n)
+{
+	return lane < 0 || lane >= OUTBOX_LANES ? 0 : lane % n;
 }
 
 /*

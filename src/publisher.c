@@ -18,6 +18,7 @@
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
+#include "announce.h"
 #include "batch.h"
 #include "recovery.h"
 #include "safe_text.h"
@@ -38,9 +39,9 @@ typedef struct Publisher
 	MemoryContext pass_context;
 	bool		loaded;			/* sweep and marks were read */
 	bool		more;			/* another pass has work at once */
-	bool		unsaved;		/* messages went out since the cursors were saved */
+	bool		unsaved;		/* the sweep met messages since the cursors were saved */
 	TimestampTz saved_at;
-	uint32		generation;		/* of the database slot, as the last pass saw it */
+	uint32		generation;		/* its own in the database slot, as the last pass saw it */
 	TimestampTz bridge;			/* start of the one that was asked things */
 } Publisher;
 
@@ -48,11 +49,18 @@ typedef struct Publisher
  * First transaction: read
  * --------------------------------------------------------------------- */
 
+/* It does what one has to do for all */
+static bool
+is_first(const Publisher *publisher)
+{
+	return publisher->worker->number == 0;
+}
+
 /* What prepared transactions have committed may be due, and may lie anywhere */
 static void
 read_prepared(Publisher *publisher)
 {
-	if (!sweep_read_prepared(&publisher->sweep))
+	if (!sweep_read_prepared(&publisher->sweep) || !is_first(publisher))
 		return;
 	recovery_go_back(message_clock_timestamp(sweep_lowest(&publisher->sweep)));
 	recovery_wake();
@@ -61,10 +69,14 @@ read_prepared(Publisher *publisher)
 static void
 load(Publisher *publisher)
 {
+	Worker	   *worker = publisher->worker;
+
 	message_floor_ensure();
-	publisher->loaded = sweep_load(&publisher->sweep, publisher->worker->extension, 0, 1);
-	held_load();
-	recovery_wake();
+	publisher->loaded = sweep_load(&publisher->sweep, worker->extension, worker->number,
+								   worker->count);
+	held_load(worker->number, worker->count);
+	if (is_first(publisher))
+		recovery_wake();
 	read_prepared(publisher);
 }
 
@@ -95,6 +107,8 @@ read_batch(Publisher *publisher)
 		load(publisher);
 	changed = topic_config_refresh();
 	if (changed)
+		held_try_all_now();
+	if (changed && is_first(publisher))
 		recovery_topics_changed();
 	if (changed || !loaded)
 		held_load_paused(sweep_lowest(&publisher->sweep));
@@ -104,13 +118,13 @@ read_batch(Publisher *publisher)
 		held_forget_questions();
 		publisher->bridge = worker->bridge_started_at;
 	}
-	if (changed || new_bridge)
+	if ((changed || new_bridge) && is_first(publisher))
 		topic_admin_requests(worker);
 	ask_about_held(worker);
 
 	/* the order of these is the proof: see sweep.c */
 	sweep_begin_pass(&publisher->sweep);
-	publisher->more = recovery_next() <= GetCurrentTimestamp() &&
+	publisher->more = is_first(publisher) && recovery_next() <= GetCurrentTimestamp() &&
 		recovery_step(&publisher->sweep);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	sweep_see(&publisher->sweep, GetActiveSnapshot());
@@ -163,7 +177,7 @@ mark(OutMessage **messages, int n, const StatusChange *change)
  * that was there before it, or it was published out of its turn.
  */
 static void
-schedule_recovery(OutMessage **sent, int n)
+schedule_recovery(const Sweep *sweep, OutMessage **sent, int n)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Delayed    *rows = palloc(Max(n, 1) * sizeof(Delayed));
@@ -176,12 +190,16 @@ schedule_recovery(OutMessage **sent, int n)
 		if (config == NULL)
 			continue;
 		recovery_expect(config);
-		if (sent[i]->source != SOURCE_SWEEP || recovery_has_passed(config, sent[i]->clock))
+		if (sent[i]->source != SOURCE_SWEEP || sweep_has_passed(sweep, sent[i]->clock))
 		{
 			rows[nrows].due_at = now + topic_config_patience(config, sent[i]->attempts + 1);
 			rows[nrows++].id = sent[i]->id;
 		}
 	}
+
+	/* the first publisher doesn't look behind what may still be committed */
+	if (nrows > 0)
+		announce_transaction();
 	recovery_schedule(rows, nrows);
 }
 
@@ -219,7 +237,7 @@ write_sent(Publisher *publisher)
 	if (n > 0)
 		worker_bridge_proved(worker);
 	mark(sent, n, &change);
-	schedule_recovery(sent, n);
+	schedule_recovery(&publisher->sweep, sent, n);
 	forget_delayed(sent, n);
 	for (int i = 0; i < n; i++)
 	{
@@ -301,6 +319,7 @@ move_on(Publisher *publisher)
 	Batch	   *batch = &publisher->batch;
 
 	sweep_end_pass(&publisher->sweep, batch->upto);
+	publisher->unsaved |= batch->looked_at;
 	for (int i = 0; i < batch->n; i++)
 	{
 		OutMessage *message = &batch->messages[i];
@@ -391,7 +410,8 @@ time_to_sleep(const Publisher *publisher)
 	TimestampTz due = TimestampTzPlusMilliseconds(now, SLOW_POLL);
 
 	due = Min(due, held_next_try());
-	due = Min(due, recovery_next());
+	if (is_first(publisher))
+		due = Min(due, recovery_next());
 	if (publisher->unsaved)
 		due = Min(due, TimestampTzPlusMilliseconds(publisher->saved_at, SAVE_INTERVAL + 1));
 	return TimestampDifferenceMilliseconds(now, due);
@@ -406,14 +426,14 @@ static void
 sleep_unless_needed(Publisher *publisher)
 {
 	DatabaseSlot *db = publisher->worker->db;
+	int			number = publisher->worker->number;
 
 	worker_set_state(publisher->worker, publisher->loaded ? "waiting for messages" :
 					 "waiting for lanes that another publisher has");
-	pg_atomic_write_u32(&db->publisher_sleeps, 1);
-	pg_memory_barrier();
-	if (pg_atomic_read_u32(&db->generation) == publisher->generation)
+	pg_atomic_fetch_or_u32(&db->publishers_asleep, 1U << number);
+	if (pg_atomic_read_u32(&db->generation[number]) == publisher->generation)
 		worker_wait(publisher->worker, time_to_sleep(publisher), false);
-	pg_atomic_write_u32(&db->publisher_sleeps, 0);
+	pg_atomic_fetch_and_u32(&db->publishers_asleep, ~(1U << number));
 }
 
 static void
@@ -456,7 +476,7 @@ publisher_main(Worker *worker)
 			worker_wait(worker, time_to_rest(worker), false);
 			continue;
 		}
-		publisher->generation = pg_atomic_read_u32(&worker->db->generation);
+		publisher->generation = pg_atomic_read_u32(&worker->db->generation[worker->number]);
 		pg_memory_barrier();
 		pass(publisher);
 		if (publisher->more)

@@ -15,6 +15,7 @@
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
+#include "announce.h"
 #include "log_scan.h"
 #include "owed_call.h"
 #include "recovery.h"
@@ -40,9 +41,27 @@ static TimestampTz delayed_mark = DT_NOBEGIN;
 /* Long ago: at once.  Not DT_NOBEGIN, which differences overflow with. */
 #define AT_ONCE			((TimestampTz) 0)
 
-static TimestampTz next_step = AT_ONCE;
 static Delayed *ready = NULL;
 static int	nready = 0;
+
+/* ---------------------------------------------------------------------
+ * The next step
+ * --------------------------------------------------------------------- */
+
+/* A step is due at that time, at the latest: any publisher may say so */
+static void
+recovery_by(TimestampTz due)
+{
+	DatabaseSlot *db = outbox_my_database();
+	uint64		old = pg_atomic_read_u64(&db->recovery_due);
+	bool		sooner;
+
+	while ((sooner = (TimestampTz) old > due) &&
+		   !pg_atomic_compare_exchange_u64(&db->recovery_due, &old, (uint64) due))
+		;
+	if (sooner)
+		announce_wake_first_publisher(db);
+}
 
 /* ---------------------------------------------------------------------
  * The side table
@@ -91,7 +110,7 @@ recovery_schedule(const Delayed *rows, int n)
 	store_execute("INSERT INTO outbox.delayed SELECT * FROM unnest($1, $2)"
 				  " ON CONFLICT DO NOTHING", 2, delayed_types, values, NULL);
 	for (int i = 0; i < n; i++)
-		next_step = Min(next_step, rows[i].due_at);
+		recovery_by(rows[i].due_at);
 }
 
 void
@@ -100,13 +119,9 @@ recovery_give_lane(const LogRow *row)
 	static const Oid types[] = {UUIDOID, INT2OID};
 	const int	segments[] = {message_id_segment(&row->id), OUTBOX_SEGMENT_KEPT};
 	Datum		values[2];
-	bool		no_key;
-	Datum		key = slot_getattr(row->slot, Anum_log_key, &no_key);
-	char	   *key_text = no_key ? NULL : TextDatumGetCString(key);
 
 	values[0] = UUIDPGetDatum(&row->id);
-	values[1] = Int16GetDatum(message_lane(row->topic, strlen(row->topic), key_text,
-										   key_text ? strlen(key_text) : 0, &row->id));
+	values[1] = Int16GetDatum(OUTBOX_LANE_LATE);
 	for (int i = 0; i < lengthof(segments); i++)
 	{
 		if (store_execute(psprintf("UPDATE %s SET lane = $2 WHERE id = $1",
@@ -234,25 +249,6 @@ step_delayed(const Sweep *sweep, TimestampTz now)
  * The recovery sweep
  * --------------------------------------------------------------------- */
 
-static RecoveryCursor *
-find_cursor(int64 timeout)
-{
-	for (int i = 0; i < ncursors; i++)
-	{
-		if (cursors[i].timeout == timeout)
-			return &cursors[i];
-	}
-	return NULL;
-}
-
-bool
-recovery_has_passed(const TopicConfig *config, MessageClock clock)
-{
-	RecoveryCursor *cursor = find_cursor(config->result_timeout);
-
-	return cursor != NULL && clock < cursor->position;
-}
-
 /* One cursor a distinct timeout; a new one begins at the beginning */
 static void
 load_cursors(void)
@@ -306,9 +302,9 @@ save_cursor(const RecoveryCursor *cursor)
  * is over.  Returns when to come again, now if there is more at once.
  */
 static TimestampTz
-step_cursor(RecoveryCursor *cursor, const Sweep *sweep, TimestampTz now)
+step_cursor(RecoveryCursor *cursor, MessageClock safe, TimestampTz now)
 {
-	MessageClock limit = Min(message_clock_at(now - cursor->timeout), sweep_safe(sweep));
+	MessageClock limit = Min(message_clock_at(now - cursor->timeout), safe);
 	MessageClock position = cursor->position;
 	TimestampTz again = DT_NOEND;
 	Verdicts   *verdicts = verdicts_make(SWEEP_STEP);
@@ -376,7 +372,7 @@ recovery_topics_changed(void)
 void
 recovery_wake(void)
 {
-	next_step = AT_ONCE;
+	recovery_by(AT_ONCE);
 }
 
 void
@@ -388,13 +384,13 @@ recovery_go_back(TimestampTz due_at)
 void
 recovery_expect(const TopicConfig *config)
 {
-	next_step = Min(next_step, GetCurrentTimestamp() + config->result_timeout);
+	recovery_by(GetCurrentTimestamp() + config->result_timeout);
 }
 
 TimestampTz
 recovery_next(void)
 {
-	return next_step;
+	return (TimestampTz) pg_atomic_read_u64(&outbox_my_database()->recovery_due);
 }
 
 const Delayed *
@@ -405,17 +401,27 @@ recovery_ready(int *n)
 }
 
 bool
-recovery_step(const Sweep *sweep)
+recovery_step(Sweep *sweep)
 {
+	DatabaseSlot *db = outbox_my_database();
+	MessageClock limit;
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz next = DT_NOEND;
 	bool		more;
 
 	if (ready == NULL)
 		ready = MemoryContextAlloc(TopMemoryContext, DELAYED_STEP * sizeof(Delayed));
+
+	/* what another publisher asks for from now on is for the next step */
+	pg_atomic_write_u64(&db->recovery_due, (uint64) DT_NOEND);
+	sweep_read_others(sweep);
+	limit = sweep_safe(sweep);
+	pg_atomic_write_u64(&db->recovery_limit,
+						Max(limit, pg_atomic_read_u64(&db->recovery_limit)));
+	pg_memory_barrier();
 	for (int i = 0; i < ncursors; i++)
-		next = Min(next, step_cursor(&cursors[i], sweep, now));
+		next = Min(next, step_cursor(&cursors[i], limit, now));
 	more = step_delayed(sweep, now);
-	next_step = Min(next, first_delayed(now));
+	recovery_by(Min(next, first_delayed(now)));
 	return more || next <= now;
 }

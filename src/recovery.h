@@ -6,7 +6,8 @@
  * The recovery sweep reads the log behind the publish sweep, with a cursor
  * for each distinct result_timeout, and looks once at what was SENT that long
  * ago.  What isn't due then, or is published again later, has a row in
- * outbox.delayed.  Run by the first publisher only.
+ * outbox.delayed.  The first publisher does it for all; the others only say
+ * what to expect.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,10 +26,10 @@ typedef struct Delayed
 } Delayed;
 
 /*
- * One bounded step: turns what is due from SENT to NEW or DEAD.  Needs SPI.
- * True if there is more to do at once.
+ * One bounded step: turns what is due from SENT to NEW or DEAD.  Needs SPI;
+ * for the first publisher only.  True if there is more to do at once.
  */
-extern bool recovery_step(const Sweep *sweep);
+extern bool recovery_step(Sweep *sweep);
 
 /* topic_config_refresh read something new; needs SPI */
 extern void recovery_topics_changed(void);
@@ -59,11 +60,5 @@ extern void recovery_forget(const Delayed *rows, int n);
 
 /* Looks at these again at their time; needs SPI */
 extern void recovery_schedule(const Delayed *rows, int n);
-
-/*
- * True if a message that is SENT now lies where the recovery sweep won't come
- * by again, so that it must be scheduled.
- */
-extern bool recovery_has_passed(const TopicConfig *config, MessageClock clock);
 
 #endif							/* OUTBOX_RECOVERY_H */

@@ -102,9 +102,9 @@ store_execute(const char *sql, int nargs, const Oid *types,
 }
 
 uint64
-store_query(const char *sql)
+store_query(const char *sql, int nargs, const Oid *types, const Datum *values)
 {
-	return execute(sql, 0, NULL, NULL, NULL, true);
+	return execute(sql, nargs, types, values, NULL, true);
 }
 
 bool
@@ -224,7 +224,8 @@ find_id(const pg_uuid_t *id, const pg_uuid_t *ids, int n)
 
 /*
  * The change in one partition of the log.  hit tells which of the ids it
- * changed.  Sorted ids are visited in order, by the index as by the nested
+ * changed.  What is NEW again has lost its turn, and goes to the last lane.
+ * Sorted ids are visited in order, by the index as by the nested
  * loop, so that two of these never deadlock.
  */
 static int
@@ -235,6 +236,7 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 	TIMESTAMPTZOID, TEXTARRAYOID, TEXTARRAYOID};
 	bool		texts = change->results != NULL || change->errors != NULL;
 	char	   *name = store_segment_name(segment);
+	const char *lane = change->to == STATUS_NEW ? ", lane = 16" : "";
 	Datum		values[7];
 	char	   *sql;
 	int			changed;
@@ -249,14 +251,15 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 		values[5] = text_array(change->results, n);
 		values[6] = text_array(change->errors, n);
 		sql = psprintf("UPDATE %s AS l SET status = $2, attempts = l.attempts + $4,"
-					   " updated_at = $5, result = n.result, error = n.error"
+					   " updated_at = $5, result = n.result, error = n.error%s"
 					   " FROM unnest($1, $6, $7) AS n(id, result, error)"
-					   " WHERE l.id = n.id AND l.status = ANY ($3) RETURNING l.id", name);
+					   " WHERE l.id = n.id AND l.status = ANY ($3) RETURNING l.id", name, lane);
 	}
 	else
 		sql = psprintf("UPDATE %s AS l SET status = $2, attempts = l.attempts + $4,"
-					   " updated_at = $5"
-					   " WHERE l.id = ANY ($1) AND l.status = ANY ($3) RETURNING l.id", name);
+					   " updated_at = $5%s"
+					   " WHERE l.id = ANY ($1) AND l.status = ANY ($3) RETURNING l.id",
+					   name, lane);
 	changed = store_execute(sql, texts ? 7 : 5, types, values, NULL);
 
 	for (int i = 0; i < changed; i++)

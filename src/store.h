@@ -24,7 +24,7 @@ extern uint64 store_execute(const char *sql, int nargs, const Oid *types,
 							const Datum *values, const char *nulls);
 
 /* Runs a query in the active snapshot, if there is one */
-extern uint64 store_query(const char *sql);
+extern uint64 store_query(const char *sql, int nargs, const Oid *types, const Datum *values);
 
 /* The first column of the only row; false if there is none.  Copied. */
 extern bool store_fetch_one(const char *sql, int nargs, const Oid *types,

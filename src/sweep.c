@@ -56,10 +56,47 @@ lock_lane(Oid extension, int lane)
 	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
+/* Reads the cursors: all of them, or those of the lanes that others have */
+static void
+read_cursors(Sweep *sweep, bool all)
+{
+	uint64		rows = store_execute("SELECT lane, cursor FROM outbox.lane", 0, NULL, NULL, NULL);
+
+	for (uint64 i = 0; i < rows; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		int			lane = DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull));
+		pg_uuid_t  *cursor = DatumGetUUIDP(SPI_getbinval(tuple, desc, 2, &isnull));
+
+		if (lane < 0 || lane >= OUTBOX_SWEPT_LANES)
+			elog(ERROR, "unexpected lane %d in outbox.lane", lane);
+		if (all || !sweep->mine[lane])
+			sweep->position[lane] = sweep->saved[lane] = message_id_clock(cursor);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Recovery may have come so far while an earlier publisher had these lanes: by
+ * what that had saved.  The table tells it after a restart, shared memory since.
+ */
+static void
+load_passed(Sweep *sweep)
+{
+	Datum		cursor;
+	bool		isnull;
+
+	sweep->passed = pg_atomic_read_u64(&outbox_my_database()->recovery_limit);
+	if (store_fetch_one("SELECT cursor FROM outbox.recovery ORDER BY cursor DESC LIMIT 1",
+						0, NULL, NULL, NULL, &isnull, &cursor))
+		sweep->passed = Max(sweep->passed, message_id_clock(DatumGetUUIDP(cursor)));
+}
+
 bool
 sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers)
 {
-	uint64		rows;
 	bool		all = true;
 
 	if (sweep->open == NULL)
@@ -70,28 +107,41 @@ sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers)
 		sweep->scratch = MemoryContextAlloc(TopMemoryContext, size);
 	}
 	sweep->nopen = 0;
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
 	{
-		bool		wanted = lane % publishers == publisher;
+		bool		wanted = outbox_lane_publisher(lane, publishers) == publisher;
 
 		sweep->mine[lane] = wanted && (sweep->mine[lane] || lock_lane(extension, lane));
 		all = all && sweep->mine[lane] == wanted;
 	}
-
-	rows = store_execute("SELECT lane, cursor FROM outbox.lane", 0, NULL, NULL, NULL);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-		int			lane = DatumGetInt16(SPI_getbinval(tuple, desc, 1, &isnull));
-		pg_uuid_t  *cursor = DatumGetUUIDP(SPI_getbinval(tuple, desc, 2, &isnull));
-
-		if (lane < 0 || lane >= OUTBOX_LANES)
-			elog(ERROR, "unexpected lane %d in outbox.lane", lane);
-		sweep->position[lane] = sweep->saved[lane] = message_id_clock(cursor);
-	}
+	read_cursors(sweep, true);
+	load_passed(sweep);
 	return all;
+}
+
+void
+sweep_read_others(Sweep *sweep)
+{
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
+	{
+		if (!sweep->mine[lane])
+		{
+			read_cursors(sweep, false);
+			break;
+		}
+	}
+}
+
+bool
+sweep_has_passed(const Sweep *sweep, MessageClock clock)
+{
+	return clock < sweep->passed;
+}
+
+bool
+sweep_has_lane(const Sweep *sweep, int lane)
+{
+	return lane >= 0 && lane < OUTBOX_SWEPT_LANES && sweep->mine[lane];
 }
 
 static bool
@@ -108,7 +158,7 @@ is_open(const OpenTransaction *which, const OpenTransaction *open, int n)
 void
 sweep_go_back(Sweep *sweep, MessageClock clock)
 {
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
 		sweep->position[lane] = Min(sweep->position[lane], clock);
 }
 
@@ -117,7 +167,7 @@ sweep_lowest(const Sweep *sweep)
 {
 	MessageClock lowest = PG_UINT64_MAX;
 
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
 	{
 		if (sweep->mine[lane])
 			lowest = Min(lowest, sweep->position[lane]);
@@ -130,7 +180,7 @@ sweep_highest(const Sweep *sweep)
 {
 	MessageClock highest = 0;
 
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
 	{
 		if (sweep->mine[lane])
 			highest = Max(highest, sweep->position[lane]);
@@ -174,14 +224,13 @@ sweep_see(Sweep *sweep, Snapshot snapshot)
 bool
 sweep_wants(const Sweep *sweep, int lane, MessageClock clock)
 {
-	return lane >= 0 && lane < OUTBOX_LANES && sweep->mine[lane] &&
-		clock >= sweep->position[lane];
+	return sweep_has_lane(sweep, lane) && clock >= sweep->position[lane];
 }
 
 void
 sweep_end_pass(Sweep *sweep, MessageClock upto)
 {
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
 	{
 		if (sweep->mine[lane])
 			sweep->position[lane] = Max(sweep->position[lane], upto);
@@ -204,38 +253,28 @@ sweep_safe(const Sweep *sweep)
 {
 	MessageClock lowest = PG_UINT64_MAX;
 
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
 		lowest = Min(lowest, sweep->mine[lane] ? safe_cursor(sweep, lane) :
 					 sweep->saved[lane]);
 	return lowest;
-}
-
-bool
-sweep_is_dirty(const Sweep *sweep)
-{
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
-	{
-		if (sweep->mine[lane] && safe_cursor(sweep, lane) != sweep->saved[lane])
-			return true;
-	}
-	return false;
 }
 
 void
 sweep_save(Sweep *sweep)
 {
 	static const Oid types[] = {INT2ARRAYOID, UUIDARRAYOID};
-	Datum		lanes[OUTBOX_LANES];
-	Datum		cursors[OUTBOX_LANES];
-	pg_uuid_t	ids[OUTBOX_LANES];
+	Datum		lanes[OUTBOX_SWEPT_LANES];
+	Datum		cursors[OUTBOX_SWEPT_LANES];
+	pg_uuid_t	ids[OUTBOX_SWEPT_LANES];
 	Datum		values[2];
 	int			n = 0;
 
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
 	{
 		if (!sweep->mine[lane])
 			continue;
 		sweep->saved[lane] = safe_cursor(sweep, lane);
+		sweep->passed = Max(sweep->passed, sweep->saved[lane]);
 		message_id_lowest(sweep->saved[lane], &ids[n]);
 		lanes[n] = Int16GetDatum(lane);
 		cursors[n] = UUIDPGetDatum(&ids[n]);
@@ -251,16 +290,38 @@ sweep_save(Sweep *sweep)
 				  2, types, values, NULL);
 }
 
+/* The lanes of this publisher, a bit each */
+static uint32
+my_lanes(const Sweep *sweep)
+{
+	uint32		lanes = 0;
+
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
+	{
+		if (sweep->mine[lane])
+			lanes |= 1U << lane;
+	}
+	return lanes;
+}
+
+/*
+ * The rescan is owed until the cursors say so: both in one transaction.  Who
+ * clears the last lane's bit deletes the row.  Rows that this snapshot doesn't
+ * show are for the next pass.
+ */
 bool
 sweep_read_prepared(Sweep *sweep)
 {
-	static const Oid types[] = {UUIDOID, UUIDARRAYOID};
+	static const Oid types[] = {UUIDARRAYOID, INT4OID};
 	Datum		values[2];
+	Datum		cursor[2];
 	ArrayType  *ids;
 	pg_uuid_t  *lowest;
 	bool		isnull;
 
-	store_query("SELECT ARRAY(SELECT first_id FROM outbox.prepared ORDER BY first_id)");
+	values[1] = Int32GetDatum(my_lanes(sweep));
+	store_query("SELECT ARRAY(SELECT first_id FROM outbox.prepared WHERE lanes & $1 <> 0"
+				" ORDER BY first_id)", 1, types + 1, values + 1);
 	ids = DatumGetArrayTypePCopy(SPI_getbinval(SPI_tuptable->vals[0],
 											   SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_freetuptable(SPI_tuptable);
@@ -268,18 +329,22 @@ sweep_read_prepared(Sweep *sweep)
 		return false;
 	lowest = (pg_uuid_t *) ARR_DATA_PTR(ids);
 
-	/*
-	 * The rescan is owed until the cursors say so: both in one transaction.
-	 * Rows that this snapshot doesn't show are for the next pass.
-	 */
-	values[0] = UUIDPGetDatum(lowest);
-	values[1] = PointerGetDatum(ids);
-	store_execute("UPDATE outbox.lane SET cursor = $1 WHERE cursor > $1",
+	values[0] = PointerGetDatum(ids);
+	cursor[0] = UUIDPGetDatum(lowest);
+	cursor[1] = values[1];
+	store_execute("UPDATE outbox.lane SET cursor = $1 WHERE cursor > $1 AND (1 << lane) & $2 <> 0",
+				  2, (Oid[]) {UUIDOID, INT4OID}, cursor, NULL);
+	store_execute("UPDATE outbox.prepared AS p SET lanes = p.lanes & ~$2"
+				  " FROM (SELECT first_id FROM outbox.prepared WHERE first_id = ANY ($1)"
+				  "  ORDER BY first_id FOR UPDATE) AS mine WHERE p.first_id = mine.first_id",
+				  2, types, values, NULL);
+	store_execute("DELETE FROM outbox.prepared WHERE first_id = ANY ($1) AND lanes = 0",
 				  1, types, values, NULL);
-	store_execute("DELETE FROM outbox.prepared WHERE first_id = ANY ($1)",
-				  1, types + 1, values + 1, NULL);
 	sweep_go_back(sweep, message_id_clock(lowest));
-	for (int lane = 0; lane < OUTBOX_LANES; lane++)
-		sweep->saved[lane] = Min(sweep->saved[lane], message_id_clock(lowest));
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
+	{
+		if (sweep->mine[lane])
+			sweep->saved[lane] = Min(sweep->saved[lane], message_id_clock(lowest));
+	}
 	return true;
 }

@@ -16,9 +16,10 @@
 typedef struct Sweep
 {
 	/* everything below was published, is held, or lies in "open" */
-	MessageClock position[OUTBOX_LANES];
-	MessageClock saved[OUTBOX_LANES];	/* what outbox.lane says */
-	bool		mine[OUTBOX_LANES]; /* lanes this publisher has locked */
+	MessageClock position[OUTBOX_SWEPT_LANES];
+	MessageClock saved[OUTBOX_SWEPT_LANES]; /* what outbox.lane says */
+	bool		mine[OUTBOX_SWEPT_LANES];	/* lanes this publisher has locked */
+	MessageClock passed;		/* the recovery sweep may have come so far */
 
 	/* transactions that were open when the last pass read the announcements */
 	OpenTransaction *open;
@@ -33,6 +34,18 @@ typedef struct Sweep
  * somebody else still has one of them.
  */
 extern bool sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers);
+
+/* Reads anew how far the other publishers have come; needs SPI */
+extern void sweep_read_others(Sweep *sweep);
+
+/* Is the lane one of this publisher's? */
+extern bool sweep_has_lane(const Sweep *sweep, int lane);
+
+/*
+ * True if a message of this publisher's that is SENT now lies where the
+ * recovery sweep may not come by again, so that it must be scheduled.
+ */
+extern bool sweep_has_passed(const Sweep *sweep, MessageClock clock);
 
 /*
  * Begins a pass: reads the clock, then the announcements, and goes back for
@@ -71,9 +84,6 @@ extern MessageClock sweep_safe(const Sweep *sweep);
  * snapshot, which is that of the scan; needs SPI.  True if there were any.
  */
 extern bool sweep_read_prepared(Sweep *sweep);
-
-/* True if outbox.lane is behind */
-extern bool sweep_is_dirty(const Sweep *sweep);
 
 /* Writes the cursors; needs SPI.  The marks of held topics go with them. */
 extern void sweep_save(Sweep *sweep);

@@ -15,6 +15,7 @@
 #include "utils/jsonb.h"
 #include "utils/memutils.h"
 
+#include "announce.h"
 #include "held.h"
 #include "safe_text.h"
 #include "store.h"
@@ -296,6 +297,9 @@ topic_admin_save(void)
 			if (!request->done)
 				continue;
 			save_request(request);
+
+			/* the other publishers may have messages for it, too */
+			announce_wake_at_commit();
 			hash_search(requests, &request->number, HASH_REMOVE, NULL);
 		}
 	}

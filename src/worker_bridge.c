@@ -37,7 +37,7 @@ note_brokers(Worker *worker, bool up, const char *reason)
 	DatabaseSlot *db = worker->db;
 
 	worker->brokers_up = up;
-	if (worker->kind == WORKER_PUBLISHER)
+	if (worker->kind == WORKER_PUBLISHER && worker->number == 0)
 	{
 		LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 		db->brokers_known = true;
@@ -125,7 +125,7 @@ worker_bridge_drop(Worker *worker, const char *why)
 	worker->bridge_ready = false;
 	worker->brokers_up = false;
 	note_bridge(worker, 0, why);
-	if (worker->kind == WORKER_PUBLISHER)
+	if (worker->kind == WORKER_PUBLISHER && worker->number == 0)
 		worker->db->brokers_known = false;
 }
 

@@ -46,11 +46,6 @@ my $node = new_outbox_node(
 diag("FAULT_SEED=$seed, $wanted orders, $faults faults");
 srand($seed);
 
-# Where there is no such setting there is one publisher.
-my $several = $node->safe_psql('postgres',
-	q(SELECT count(*) FROM pg_settings WHERE name = 'outbox.publishers' AND context = 'sighup'));
-$publishers = 1 unless $several;
-
 # Of some customers the next order waits for the last one's end all the time.
 create_orders($node, customers => 1000, skew => 20, topics => [ sort keys %partitions ]);
 
@@ -165,7 +160,7 @@ my %fault = (
 	pause => \&pause_topic,
 	terminate => sub { terminate_publishers('one') },
 	terminate_all => sub { terminate_publishers('all') },
-	$several ? (change => \&change_publishers) : ());
+	change => \&change_publishers);
 
 delete $fault{consumer};    # there is none
 
