@@ -289,6 +289,12 @@ bridge_librdkafka_version(const Bridge *bridge)
 	return bridge->version;
 }
 
+const char *
+bridge_librdkafka_faults(const Bridge *bridge)
+{
+	return bridge->version_faults;
+}
+
 bool
 bridge_wants_write(const Bridge *bridge)
 {

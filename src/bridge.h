@@ -113,6 +113,9 @@ extern pgsocket bridge_socket(const Bridge *bridge);
 /* Version of librdkafka as it said in READY, "" before that */
 extern const char *bridge_librdkafka_version(const Bridge *bridge);
 
+/* What it said in READY is known to be wrong with that, "" if nothing */
+extern const char *bridge_librdkafka_faults(const Bridge *bridge);
+
 /* True while there is output that the socket didn't take yet */
 extern bool bridge_wants_write(const Bridge *bridge);
 

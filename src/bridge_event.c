@@ -12,14 +12,10 @@
 #include "postgres.h"
 
 #include <signal.h>
-#include <syslog.h>
 #include <sys/wait.h>
 
 #include "bridge_private.h"
 #include "safe_text.h"
-
-/* A warning about librdkafka's version is worth one line a worker */
-static bool warned = false;
 
 static bool died(Bridge *bridge, BridgeEvent *event, const char *cause);
 static const char *get_text(FrameReader *frame);
@@ -88,16 +84,6 @@ bridge_next_event(Bridge *bridge, BridgeEvent *event)
 	memset(event, 0, sizeof(*event));
 	if (bridge->dead)
 		return false;
-
-	if (bridge->ready && bridge->warning[0] != '\0')
-	{
-		strlcpy(bridge->text, bridge->warning, sizeof(bridge->text));
-		bridge->warning[0] = '\0';
-		event->type = BRIDGE_LOG;
-		event->level = LOG_WARNING;
-		event->text = bridge->text;
-		return true;
-	}
 
 	for (;;)
 	{
@@ -236,11 +222,8 @@ decode_welcome(Bridge *bridge, BridgeEvent *event)
 				 build, protocol, OUTBOX_BUILD, BRIDGE_PROTOCOL);
 		return bridge->last_words;
 	}
-	strlcpy(bridge->version, get_string(frame), sizeof(bridge->version));
-	strlcpy(bridge->warning, get_string(frame), sizeof(bridge->warning));
-	if (warned)
-		bridge->warning[0] = '\0';
-	warned = true;
+	safe_text_copy(bridge->version, get_string(frame), sizeof(bridge->version));
+	safe_text_copy(bridge->version_faults, get_string(frame), sizeof(bridge->version_faults));
 	bridge->ready = true;
 	event->type = BRIDGE_READY;
 	event->text = bridge->version;

@@ -25,7 +25,7 @@ struct Bridge
 	char		version[64];
 	char		text[1200];		/* of the event handed out last */
 	char		last_words[1024];
-	char		warning[512];	/* to be logged after READY, "" if none */
+	char		version_faults[512];	/* known ones, "" if none */
 
 	FrameOut	out;
 	FrameIn		in;

@@ -96,6 +96,7 @@ outbox_shmem_startup(void)
 		outbox_shared->lock = &GetNamedLWLockTranche(OUTBOX_EXTENSION)->lock;
 		outbox_shared->started_at = GetCurrentTimestamp();
 		pg_atomic_init_u64(&outbox_shared->clock, 0);
+		pg_atomic_init_u32(&outbox_shared->version_warned, 0);
 		for (int i = 0; i < OUTBOX_MAX_DATABASES; i++)
 			database_slot_clear(&outbox_shared->databases[i], InvalidOid);
 		outbox_shared->nannouncements = MaxBackends;

@@ -207,6 +207,7 @@ typedef struct OutboxShared
 	LWLock	   *lock;
 	pg_atomic_uint64 clock;		/* of the message ids; see message_id.h */
 	TimestampTz started_at;
+	pg_atomic_uint32 version_warned;	/* hash of librdkafka's version; 0: none */
 	PGPROC	   *launcher;		/* whose latch to set, NULL if none */
 	bool		launcher_look;	/* look for databases again */
 	Oid			probed;			/* the database a probe has looked into */

@@ -170,6 +170,34 @@ forward_log(const BridgeEvent *event)
 	ereport(level, (errmsg("Kafka client: %s", event->text)));
 }
 
+/* Once a server start and version, though each of many bridges says so */
+static void
+warn_of_version(const Bridge *bridge)
+{
+	const char *version = bridge_librdkafka_version(bridge);
+	const char *faults = bridge_librdkafka_faults(bridge);
+	uint32		hash = hash_bytes((const unsigned char *) version, strlen(version)) | 1;
+
+	if (faults[0] == '\0' ||
+		pg_atomic_exchange_u32(&outbox_shared->version_warned, hash) == hash)
+		return;
+	ereport(WARNING,
+			(errmsg("librdkafka %s has known faults: %s", version, faults),
+			 errdetail("They can cost a restart of the bridge, or a while without Kafka; no message is lost."),
+			 errhint("Install a version of librdkafka that has them mended.")));
+}
+
+static void
+note_ready(Worker *worker)
+{
+	worker->bridge_ready = true;
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	strlcpy(worker->slot->librdkafka_version, bridge_librdkafka_version(worker->bridge),
+			sizeof(worker->slot->librdkafka_version));
+	LWLockRelease(outbox_shared->lock);
+	warn_of_version(worker->bridge);
+}
+
 bool
 worker_next_event(Worker *worker, BridgeEvent *event)
 {
@@ -178,12 +206,7 @@ worker_next_event(Worker *worker, BridgeEvent *event)
 		switch (event->type)
 		{
 			case BRIDGE_READY:
-				worker->bridge_ready = true;
-				LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
-				strlcpy(worker->slot->librdkafka_version,
-						bridge_librdkafka_version(worker->bridge),
-						sizeof(worker->slot->librdkafka_version));
-				LWLockRelease(outbox_shared->lock);
+				note_ready(worker);
 				break;
 			case BRIDGE_LOG:
 				forward_log(event);

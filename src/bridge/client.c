@@ -83,7 +83,6 @@ static int	log_dropped;
 
 static void set_properties(rd_kafka_conf_t *conf, const Property *property);
 static void set_settings(rd_kafka_conf_t *conf, FrameReader *hello);
-static const char *version_warning(void);
 static void report_down(const char *reason);
 static void serve_error(rd_kafka_event_t *event);
 static void serve_fatal(void);
@@ -139,19 +138,6 @@ set_settings(rd_kafka_conf_t *conf, FrameReader *hello)
 	}
 }
 
-/* What is known to be wrong with this version, "" if nothing */
-static const char *
-version_warning(void)
-{
-	int			version = rd_kafka_version() >> 8;
-
-	if (version >= 0x020200 && version < 0x020500)
-		return "this version of librdkafka can fail to repeat a large request, which costs a restart of the bridge; 2.5 and later don't";
-	if (version >= 0x020600 && version < 0x020a00)
-		return "this version of librdkafka can crash when a broker goes away, which costs a restart of the bridge; 2.10 and later don't";
-	return "";
-}
-
 /* Answers HELLO: makes the client, or ends the bridge saying why not */
 void
 client_start(FrameReader *hello)
@@ -193,11 +179,12 @@ client_start(FrameReader *hello)
 	/* An error only where no token is to be fetched */
 	rd_kafka_error_destroy(rd_kafka_sasl_background_callbacks_enable(client.rk));
 
+	version_faults(rd_kafka_version(), text, sizeof(text));
 	frame_begin(&client.out, FRAME_WELCOME);
 	put_u32(&client.out, BRIDGE_PROTOCOL);
 	put_string(&client.out, OUTBOX_BUILD);
 	put_string(&client.out, rd_kafka_version_str());
-	put_string(&client.out, version_warning());
+	put_string(&client.out, text);
 	frame_end(&client.out);
 
 	helper_start();

@@ -54,6 +54,9 @@ extern void client_probe(void);
 extern void client_log(int level, const char *format,...)
 			__attribute__((format(printf, 2, 3)));
 
+/*---- version.c ----*/
+extern void version_faults(int version, char *text, size_t size);
+
 /*---- record.c: records on their way out ----*/
 
 typedef struct Record

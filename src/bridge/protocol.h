@@ -75,7 +75,7 @@ typedef enum FrameType
 	 * Bridge to worker
 	 *
 	 * WELCOME: u32 protocol, string build, string version of librdkafka,
-	 * string warning about that version ("" if none).  Answers HELLO.
+	 * string what is known to be wrong with that ("" if nothing).  Answers HELLO.
 	 *
 	 * FATAL: string text.  The bridge ends after it, with status 1.
 	 *

@@ -104,6 +104,7 @@ extern void send_string(Child *child, uint8_t type, const char *value);
 /* The groups of tests */
 extern void test_frames(void);
 extern void test_protocol(void);
+extern void test_version(void);
 extern void test_isolation(void);
 extern void test_produce(void);
 extern void test_outage(void);

@@ -33,7 +33,7 @@ fi
 # shellcheck disable=SC2086
 $CC $flags -o "$build/outbox_bridge" "$top"/src/bridge/*.c $libs
 # shellcheck disable=SC2086
-$CC $flags -I"$top/src/bridge" -o "$build/script" "$here"/*.c "$top/src/bridge/frame.c" $libs
+$CC $flags -I"$top/src/bridge" -o "$build/script" "$here"/*.c "$top/src/bridge/frame.c" "$top/src/bridge/version.c" $libs
 
 # The script knows these statuses for faults; 0 and 1 are the bridge's own
 export ASAN_OPTIONS=exitcode=99:detect_leaks=0

@@ -26,6 +26,7 @@ static const struct
 {
 	{"frames", test_frames},
 	{"protocol", test_protocol},
+	{"version", test_version},
 	{"isolation", test_isolation},
 	{"produce", test_produce},
 	{"outage", test_outage},
