@@ -275,13 +275,11 @@ take_partition_event(Worker *worker, const BridgeEvent *event)
 static void
 client_finished(Worker *worker, const char *text)
 {
-	long		delay = backoff_delay(++worker->bridge_failures, FINISHED_DELAY_MIN,
-									  FINISHED_DELAY_MAX);
 	char		why[WORKER_TEXT_LEN];
 
 	safe_text_printf(why, sizeof(why), "the Kafka client has failed: %s", text);
 	worker_set_error(worker, why);
 	ereport(LOG, (errmsg_internal("%s", why)));
+	(void) worker_bridge_back_off(worker, FINISHED_DELAY_MIN, FINISHED_DELAY_MAX);
 	worker_bridge_drop(worker, why);
-	worker->bridge_not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
 }

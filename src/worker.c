@@ -327,7 +327,7 @@ worker_may_work(Worker *worker)
 	else if (worker->bridge != NULL)
 		why = worker->bridge_ready ? "waiting for the Kafka brokers" : "connecting to Kafka";
 	else if (worker->bridge_not_before > GetCurrentTimestamp())
-		why = "waiting to start a new bridge";
+		why = worker_bridge_waiting(worker);
 	else
 	{
 		worker_bridge_start(worker);

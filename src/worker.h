@@ -89,6 +89,15 @@ extern bool worker_next_event(Worker *worker, BridgeEvent *event);
 /* The bridge did its work well: the next failure is a first one */
 extern void worker_bridge_proved(Worker *worker);
 
+/*
+ * The bridge failed, and is still there: no new one starts before so many
+ * milliseconds, which are returned.  They grow with the failures in a row.
+ */
+extern long worker_bridge_back_off(Worker *worker, long base, long max);
+
+/* What outbox.worker shows in that time; valid until the next call */
+extern const char *worker_bridge_waiting(const Worker *worker);
+
 /* Ends the bridge; a new one is started when the worker may work again */
 extern void worker_bridge_drop(Worker *worker, const char *why);
 

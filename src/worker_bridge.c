@@ -15,6 +15,8 @@
 
 #define BRIDGE_DELAY_MIN	100
 #define BRIDGE_DELAY_MAX	30000
+/* One that ran for so long (ms) did its work well, whether there was any or not */
+#define BRIDGE_PROVED_AFTER	60000
 
 static void
 note_bridge(Worker *worker, pid_t pid, const char *exit)
@@ -135,18 +137,43 @@ worker_bridge_proved(Worker *worker)
 	worker->bridge_failures = 0;
 }
 
+/* One failure is nothing special, several in a row are */
+const char *
+worker_bridge_waiting(const Worker *worker)
+{
+	static char text[sizeof(worker->slot->state)];
+
+	if (worker->bridge_failures < 2)
+		return "waiting to start a new bridge";
+	snprintf(text, sizeof(text), "waiting to start a new bridge after %d failures in a row",
+			 worker->bridge_failures);
+	return text;
+}
+
+long
+worker_bridge_back_off(Worker *worker, long base, long max)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		delay;
+
+	if (worker->bridge_ready &&
+		TimestampDifferenceExceeds(worker->bridge_started_at, now, BRIDGE_PROVED_AFTER))
+		worker_bridge_proved(worker);
+	delay = backoff_delay(++worker->bridge_failures, base, max);
+	worker->bridge_not_before = TimestampTzPlusMilliseconds(now, delay);
+	worker_set_state(worker, worker_bridge_waiting(worker));
+	return delay;
+}
+
 void
 worker_bridge_failed(Worker *worker, const char *how)
 {
 	Bridge	   *bridge = worker->bridge;
-	long		delay;
+	long		delay = worker_bridge_back_off(worker, BRIDGE_DELAY_MIN, BRIDGE_DELAY_MAX);
 
 	worker->bridge = NULL;
 	worker->bridge_ready = false;
 	worker->brokers_up = false;
-	worker->bridge_failures++;
-	delay = backoff_delay(worker->bridge_failures, BRIDGE_DELAY_MIN, BRIDGE_DELAY_MAX);
-	worker->bridge_not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), delay);
 	note_bridge(worker, 0, how);
 	worker_set_error(worker, how);
 	ereport(LOG,
