@@ -37,6 +37,7 @@ our @EXPORT = qw(
   bridge_pids
   wait_for_exit
   kill9_server
+  forget_killed
   start_again
 );
 
@@ -235,21 +236,26 @@ sub kill9_server
 	return;
 }
 
-# Start a server that was killed.  Its pid can look alive for as long as nobody
-# has collected it, and the server refuses to start meanwhile: but it is dead.
-sub start_again
+# A server that was killed leaves its pid, which can look alive for as long as
+# nobody has collected it.  No server starts there meanwhile, but it is dead.
+sub forget_killed
 {
 	my ($node) = @_;
 	my $file = $node->data_dir . '/postmaster.pid';
 
-	if (-e $file)
-	{
-		my ($pid) = split /\n/, PostgreSQL::Test::Utils::slurp_file($file);
+	return unless -e $file;
+	my ($pid) = split /\n/, PostgreSQL::Test::Utils::slurp_file($file);
 
-		wait_until('the old server is dead',
-			sub { (process_state($pid) // 'Z') eq 'Z' });
-		unlink($file, $node->host . '/.s.PGSQL.' . $node->port . '.lock');
-	}
+	wait_until('the old server is dead', sub { (process_state($pid) // 'Z') eq 'Z' });
+	unlink($file, $node->host . '/.s.PGSQL.' . $node->port . '.lock');
+	return;
+}
+
+sub start_again
+{
+	my ($node) = @_;
+
+	forget_killed($node);
 	$node->start;
 	return;
 }
