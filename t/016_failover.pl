@@ -118,45 +118,16 @@ sub copies
 	return scalar(grep { $_->{value} eq $value } $kafka->consume('plain'));
 }
 
-sub rest
-{
-	my ($node) = @_;
-
-	set_conf($node, 'outbox.enabled' => 'off');
-	wait_for_value($node, 'postgres',
-		"SELECT count(*) FROM outbox.worker WHERE state = 'resting: outbox.enabled is off'", '2');
-	return;
-}
-
-sub work
-{
-	my ($node) = @_;
-
-	set_conf($node, 'outbox.enabled' => 'on');
-	return;
-}
-
-sub no_workers
-{
-	my ($node, $name) = @_;
-
-	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	is(join(' ', outbox_pids($node), bridge_pids($node)), '', "$name has no worker, and no bridge");
-	is(query($node, 'SELECT count(*) FROM outbox.worker WHERE pid IS NOT NULL'),
-		'0', 'as outbox.worker says');
-	return;
-}
-
 # ---------- a standby ----------
 
 subtest 'a standby' => sub {
 	send_plain($alpha, 'first');
 	plain_is($alpha, 'first', 'SENT', 'published by the primary');
-	rest($alpha);
+	let_rest($alpha);
 	send_plain($alpha, 'waits');
 	$alpha->wait_for_catchup($beta, 'replay');
 	plain_is($beta, 'waits', 'NEW', 'there is something to publish');
-	no_workers($beta, 'a standby');
+	has_no_workers($beta, 'a standby');
 	foreach my $view (split /\n/, query($beta,
 			"SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'outbox'::regnamespace"))
 	{
@@ -165,7 +136,7 @@ subtest 'a standby' => sub {
 		is("$status $err", '0 ', "outbox.$view can be read");
 	}
 	is(copies('waits'), 0, 'and nothing is published from it');
-	work($alpha);
+	let_work($alpha);
 	plain_is($alpha, 'waits', 'SENT', 'but from the primary');
 };
 
@@ -271,9 +242,14 @@ EOS
 	return;
 }
 
-# The server dies while the broker has messages that it can't acknowledge.
+# The server dies while the broker has messages that it can't acknowledge.  A
+# transaction that began long before has just committed.
 sub die_while_publishing
 {
+	my $slow = $alpha->background_psql('postgres');
+
+	$slow->query_safe('BEGIN; SELECT place(36)');
+	start_clients();
 	wait_until('the load runs', sub { acknowledged() > 300 });
 	wait_for_value($alpha, 'postgres', 'SELECT count(*) > 100 FROM confirmed', 't');
 	query($alpha, "BEGIN; SELECT place(32); PREPARE TRANSACTION 'kept'");
@@ -288,6 +264,8 @@ sub die_while_publishing
 		"SELECT count(*) > 100 FROM outbox.message WHERE status = 'NEW'", 't');
 	wait_for_value($alpha, 'postgres',
 		"SELECT state FROM outbox.worker WHERE kind = 'publisher'", 'publishing');
+	$slow->query_safe('COMMIT');
+	$slow->quit;
 	kill9_server($alpha);
 	$kafka->resume;
 	reap($_, 0) foreach (@clients);
@@ -297,7 +275,6 @@ sub die_while_publishing
 subtest 'a synchronous standby takes over' => sub {
 	put_clock_forward();
 	$service = spawn_guarded({}, order_service($kafka));
-	start_clients();
 	die_while_publishing();
 
 	# Resting, it can be compared with what was there.
@@ -312,7 +289,7 @@ subtest 'a synchronous standby takes over' => sub {
 	cmp_ok(scalar(@acknowledged), '>', 300, 'many orders were placed');
 	is(scalar(@lost), 0, 'every acknowledged order is there');
 
-	work($beta);
+	let_work($beta);
 	wait_for_value($beta, 'postgres',
 		"SELECT count(*) FROM outbox.message WHERE status = 'NEW'", '0');
 	is(query($beta, 'SELECT parked IS NULL FROM outbox.stat'), 't', 'it is no copy');
@@ -395,7 +372,7 @@ my %record;
 
 subtest 'the old primary follows' => sub {
 	rewind($alpha, $beta);
-	no_workers($alpha, 'the old primary');
+	has_no_workers($alpha, 'the old primary');
 	is(query($alpha, 'SELECT count(*) FROM orders'), query($beta, 'SELECT count(*) FROM orders'),
 		'it has what the new one has');
 };
@@ -408,11 +385,11 @@ subtest 'what does not reach the standby' => sub {
 	handled_is($beta, 'one', 'a record is handled');
 	replies_are($record{one}, 1, 'and answered');
 	wait_for_value($beta, 'postgres', "SELECT count(*) FROM outbox.message WHERE status = 'NEW'", '0');
-	rest($beta);
+	let_rest($beta);
 	$message{unmarked} = send_plain($beta, 'unmarked');
 	$beta->wait_for_catchup($alpha, 'replay');
 	cut_off($alpha);
-	work($beta);
+	let_work($beta);
 
 	my $phantom = query($beta, 'SELECT placed(35)');
 	plain_is($beta, 'unmarked', 'SENT', 'a message is marked SENT');
@@ -460,7 +437,7 @@ subtest 'the old primary is still alive' => sub {
 	$message{stray} = send_plain($beta, 'stray');
 	plain_is($beta, 'stray', 'SENT', 'the old one publishes what is captured there');
 
-	rest($beta);
+	let_rest($beta);
 	send_plain($beta, 'fenced');
 	is(join(' ', bridge_pids($beta)), '', 'outbox.enabled = off ends that');
 	my $after = send_plain($alpha, 'after');
@@ -478,7 +455,7 @@ subtest 'the old primary is still alive' => sub {
 subtest 'and follows' => sub {
 	$beta->stop('fast');
 	rewind($beta, $alpha);
-	no_workers($beta, 'it');
+	has_no_workers($beta, 'it');
 	is(query($beta, "SELECT count(*) FROM outbox.message WHERE payload IN ('stray', 'fenced')"),
 		'0', 'it has lost what was its own');
 
@@ -487,7 +464,7 @@ subtest 'and follows' => sub {
 	plain_is($alpha, 'before', 'SENT', 'published');
 	$alpha->stop('fast');
 	promote($beta);
-	work($beta);
+	let_work($beta);
 	send_plain($beta, 'last');
 	plain_is($beta, 'last', 'SENT', 'it goes on when it takes over');
 	is(copies('before'), 1, 'a switchover repeats nothing');

@@ -27,8 +27,18 @@ use Exporter 'import';
 use OutboxTest::Cluster;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils qw(slurp_file system_or_bail);
+use Test::More;
 
-our @EXPORT = qw(new_standby cut_off follow promote rewind);
+our @EXPORT = qw(
+  new_standby
+  cut_off
+  follow
+  promote
+  rewind
+  let_rest
+  let_work
+  has_no_workers
+);
 
 # Options are those of configure_outbox_node.
 sub new_standby
@@ -95,6 +105,36 @@ sub rewind
 	$old->append_conf('standby.signal', '');
 	$old->start;
 	$new->wait_for_catchup($old, 'replay');
+	return;
+}
+
+# The workers of a node rest, and have done so when this returns.
+sub let_rest
+{
+	my ($node) = @_;
+
+	set_conf($node, 'outbox.enabled' => 'off');
+	wait_for_value($node, 'postgres',
+		"SELECT count(*) FROM outbox.worker WHERE state = 'resting: outbox.enabled is off'", '2');
+	return;
+}
+
+sub let_work
+{
+	my ($node) = @_;
+
+	set_conf($node, 'outbox.enabled' => 'on');
+	return;
+}
+
+sub has_no_workers
+{
+	my ($node, $name) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	is(join(' ', outbox_pids($node), bridge_pids($node)), '', "$name has no worker, and no bridge");
+	is( $node->safe_psql('postgres', 'SELECT count(*) FROM outbox.worker WHERE pid IS NOT NULL'),
+		'0', 'as outbox.worker says');
 	return;
 }
 
