@@ -43,6 +43,10 @@
 
 #define MAX_WORDS	64
 
+/* Metadata requests: their key, and the latest version that is answered */
+#define METADATA	3
+#define METADATA_VERSION	2
+
 typedef struct Mock
 {
 	rd_kafka_t *rk;
@@ -251,6 +255,24 @@ run_line(Mock *mock, int nwords, char **words)
 }
 
 /*
+ * The mock cluster answers metadata requests alike whatever librdkafka it comes
+ * with, as that of 2.0 does.  Later ones make no topic on first use for a client
+ * that doesn't want that; and with a topic's error they list its partitions and
+ * their epochs, which no broker does, and which crashes clients of 2.6 to 2.8.
+ */
+static bool
+limit_versions(Mock *mock)
+{
+	rd_kafka_resp_err_t err;
+
+	err = rd_kafka_mock_set_apiversion(mock->cluster, METADATA, 0, METADATA_VERSION);
+	if (err != RD_KAFKA_RESP_ERR_NO_ERROR)
+		fprintf(stderr, "mock_broker: could not limit versions: %s\n",
+				rd_kafka_err2name(err));
+	return err == RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
+/*
  * The threads of the client and of the mock cluster inherit the mask: with
  * everything blocked there, a signal always comes to the main thread.
  */
@@ -275,7 +297,7 @@ start(Mock *mock)
 					mock->brokers);
 	}
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return mock->cluster != NULL;
+	return mock->cluster != NULL && limit_versions(mock);
 }
 
 int
