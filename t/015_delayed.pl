@@ -31,16 +31,6 @@ sub all_sent
 		"SELECT count(*) FROM outbox.message WHERE topic = '$topic' AND status <> 'SENT'", '0');
 }
 
-# Makes what is delayed due, as the time would
-sub push_time
-{
-	$node->safe_psql('postgres',
-		"SELECT outbox.announce();
-		 UPDATE outbox.delayed SET due_at = clock_timestamp() WHERE due_at > clock_timestamp();
-		 SELECT outbox.config_changed()");
-	return;
-}
-
 sub send_at
 {
 	my ($value, $at) = @_;
@@ -61,7 +51,7 @@ subtest 'deliver_at' => sub {
 			q{SELECT payload, status FROM outbox.message WHERE status <> 'SENT'}),
 		'hour|NEW', 'the other one waits');
 
-	push_time();
+	push_time($node);
 	all_sent('later');
 	is(values_of('later'), 'past now soon hour', 'until it is due');
 	is($node->safe_psql('postgres', 'SELECT count(*) FROM outbox.delayed'),
@@ -88,7 +78,7 @@ subtest 'a held topic' => sub {
 	send_at('first', "now() + interval '1 hour'");
 	send_at('second', 'NULL');
 	send_at('third', "now() + interval '1 hour'");
-	push_time();
+	push_time($node);
 	wait_for_value($node, 'postgres', 'SELECT count(*) FROM outbox.delayed', '0');
 	is($node->safe_psql('postgres', q{SELECT count(*) FROM outbox.message WHERE status = 'NEW'}),
 		'3', 'what is due waits with the others');
@@ -97,7 +87,7 @@ subtest 'a held topic' => sub {
 	wait_for_value($node, 'postgres',
 		q{SELECT count(*) FROM outbox.message WHERE status = 'NEW'}, '1');
 	like(values_of('later'), qr/ first second third$/, 'and goes on with them');
-	push_time();
+	push_time($node);
 	all_sent('later');
 	like(values_of('later'), qr/ third fourth$/, 'but what is not due does not');
 };
@@ -112,7 +102,7 @@ subtest 'resending by topic and time' => sub {
 		 SELECT outbox.send('again', '301'::text, 'key',
 			deliver_at => clock_timestamp() + interval '1 hour')");
 	my $until = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
-	push_time();
+	push_time($node);
 	$node->safe_psql('postgres', "SELECT outbox.send('again', '302'::text, 'key')");
 	all_sent('again');
 	is(values_of('again'), join(' ', 1 .. 302), 'all are sent once')

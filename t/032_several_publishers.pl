@@ -68,16 +68,6 @@ sub rounds_of
 	return join(', ', map { "$_: $keys_with{$_}" } sort keys %keys_with);
 }
 
-# Makes what is delayed due, as the time would
-sub push_time
-{
-	$node->safe_psql('postgres',
-		"SELECT outbox.announce();
-		 UPDATE outbox.delayed SET due_at = clock_timestamp() WHERE due_at > clock_timestamp();
-		 SELECT outbox.config_changed()");
-	return;
-}
-
 publishers_are(4);
 
 subtest 'a paused topic, while their number changes' => sub {
@@ -107,7 +97,7 @@ subtest 'what comes out of its turn' => sub {
 		q(SELECT count(*) FROM outbox.message WHERE topic = 'later' AND status = 'SENT'), $keys);
 	$node->safe_psql('postgres', "SELECT outbox.pause('later')");
 	wait_for_value($node, 'postgres', 'SELECT count(*) FROM outbox.held', '4');
-	push_time();
+	push_time($node);
 	wait_for_value($node, 'postgres', 'SELECT count(*) FROM outbox.delayed', '0');
 	is(rounds_of('later'), "now: $keys", 'what is due while its topic is held waits');
 	$node->safe_psql('postgres', "SELECT outbox.resume('later')");

@@ -29,6 +29,7 @@ use Time::HiRes qw(sleep time);
 our @EXPORT = qw(
   new_outbox_node
   configure_outbox_node
+  push_time
   set_conf
   wait_for_value
   wait_until
@@ -90,6 +91,18 @@ EOC
 	$node->append_conf('postgresql.conf', $opts{conf})
 	  if defined $opts{conf};
 	watch_server($node->data_dir);
+	return;
+}
+
+# Makes what outbox.delayed has due, as the time would
+sub push_time
+{
+	my ($node) = @_;
+
+	$node->safe_psql('postgres',
+		"SELECT outbox.announce();
+		 UPDATE outbox.delayed SET due_at = clock_timestamp() WHERE due_at > clock_timestamp();
+		 SELECT outbox.config_changed()");
 	return;
 }
 
