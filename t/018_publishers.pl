@@ -165,7 +165,7 @@ my %fault = (
 delete $fault{consumer};    # there is none
 
 # Each at least once, a change more often.
-my @each = (sort keys %fault, $several ? qw(change change) : ());
+my @each = (sort keys %fault, qw(change change));
 my @plan;
 push @plan, shuffle(@each) while @plan < $faults;
 splice(@plan, $faults);
