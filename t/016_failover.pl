@@ -48,6 +48,7 @@ SELECT outbox.set_topic('orders', 'results', result_timeout => '1 hour',
 SELECT outbox.subscribe('inbound', 'handle(outbox.record)', reply_topic => 'replies');
 EOS
 my $beta = new_standby($alpha, 'beta', bootstrap => $kafka->bootstrap);
+same_orders($beta, $alpha);
 
 # ---------- what the tests share ----------
 

@@ -41,7 +41,7 @@ use OutboxTest::Guard qw(tool spawn_guarded reap);
 use PostgreSQL::Test::Utils ();
 use Test::More;
 
-our @EXPORT = qw(create_orders order_load order_service check_orders);
+our @EXPORT = qw(create_orders same_orders order_load order_service check_orders);
 
 # of a node
 my %customers;
@@ -83,6 +83,15 @@ EOS
 	$choice{ $node->name } =
 	  defined $opts{skew} ? "random_exponential(1, $customers, $opts{skew})" : "random(1, $customers)";
 	$topics{ $node->name } = \@topics;
+	return;
+}
+
+# A copy of a node has its orders.
+sub same_orders
+{
+	my ($copy, $node) = @_;
+
+	$_->{ $copy->name } = $_->{ $node->name } foreach (\%customers, \%choice, \%topics);
 	return;
 }
 
