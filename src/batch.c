@@ -231,7 +231,8 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 
 /*
  * What outbox.delayed wants out.  A message the publish sweep is going to
- * meet is left to it, and one of a held topic to that.
+ * meet is left to it, and one of a held topic to that; not while the topic's own
+ * sweep is under way, which wouldn't see its new lane in this snapshot.
  */
 static void
 read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
@@ -254,7 +255,7 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 		{
 			if (held == NULL || held->released)
 				batch_add(batch, &row, SOURCE_DELAYED);
-			else
+			else if (held->state < HELD_PROBING)
 			{
 				if (row.lane == OUTBOX_LANE_NONE)
 					recovery_give_lane(&row);

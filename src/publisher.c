@@ -77,7 +77,6 @@ load(Publisher *publisher)
 	held_load(worker->number, worker->count);
 	if (is_first(publisher))
 		recovery_wake();
-	read_prepared(publisher);
 }
 
 static void
@@ -128,7 +127,7 @@ read_batch(Publisher *publisher)
 		recovery_step(&publisher->sweep);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	sweep_see(&publisher->sweep, GetActiveSnapshot());
-	if (max_prepared_xacts > 0 || changed)
+	if (max_prepared_xacts > 0 || changed || !loaded)
 		read_prepared(publisher);
 	batch_read(&publisher->batch, &publisher->sweep);
 	PopActiveSnapshot();
@@ -197,9 +196,19 @@ schedule_recovery(const Sweep *sweep, OutMessage **sent, int n)
 		}
 	}
 
-	/* the first publisher doesn't look behind what may still be committed */
+	/*
+	 * The first publisher doesn't look behind what may still be committed, so
+	 * nothing may be due before this was said.
+	 */
 	if (nrows > 0)
+	{
+		TimestampTz late;
+
 		announce_transaction();
+		late = GetCurrentTimestamp() - now;
+		for (int i = 0; i < nrows; i++)
+			rows[i].due_at += late;
+	}
 	recovery_schedule(rows, nrows);
 }
 
@@ -305,6 +314,7 @@ write_outcomes(Publisher *publisher)
 		publisher->unsaved = false;
 	}
 	worker_commit(publisher->worker);
+	recovery_committed();
 	return true;
 }
 

@@ -41,6 +41,9 @@ static TimestampTz delayed_mark = DT_NOBEGIN;
 /* Long ago: at once.  Not DT_NOBEGIN, which differences overflow with. */
 #define AT_ONCE			((TimestampTz) 0)
 
+/* The first of what this transaction scheduled */
+static TimestampTz scheduled = DT_NOEND;
+
 static Delayed *ready = NULL;
 static int	nready = 0;
 
@@ -110,7 +113,20 @@ recovery_schedule(const Delayed *rows, int n)
 	store_execute("INSERT INTO outbox.delayed SELECT * FROM unnest($1, $2)"
 				  " ON CONFLICT DO NOTHING", 2, delayed_types, values, NULL);
 	for (int i = 0; i < n; i++)
-		recovery_by(rows[i].due_at);
+		scheduled = Min(scheduled, rows[i].due_at);
+	recovery_by(scheduled);
+}
+
+/*
+ * A step of the first publisher's that began meanwhile has read what was
+ * committed by then, and forgotten that another one was asked for.
+ */
+void
+recovery_committed(void)
+{
+	if (scheduled != DT_NOEND)
+		recovery_by(scheduled);
+	scheduled = DT_NOEND;
 }
 
 void
@@ -237,7 +253,7 @@ step_delayed(const Sweep *sweep, TimestampTz now)
 	}
 	verdicts_write(verdicts);
 
-	delayed_mark = n == DELAYED_STEP ? last : now;
+	delayed_mark = Min(n == DELAYED_STEP ? last : now, sweep->started_at);
 	for (int i = 0; i < nready; i++)
 		delayed_mark = Min(delayed_mark, ready[i].due_at);
 	for (int i = 0; i < sweep->nopen; i++)
@@ -416,6 +432,7 @@ recovery_step(Sweep *sweep)
 	pg_atomic_write_u64(&db->recovery_due, (uint64) DT_NOEND);
 	sweep_read_others(sweep);
 	limit = sweep_safe(sweep);
+	sweep->passed = Max(sweep->passed, limit);
 	pg_atomic_write_u64(&db->recovery_limit,
 						Max(limit, pg_atomic_read_u64(&db->recovery_limit)));
 	pg_memory_barrier();

@@ -61,4 +61,7 @@ extern void recovery_forget(const Delayed *rows, int n);
 /* Looks at these again at their time; needs SPI */
 extern void recovery_schedule(const Delayed *rows, int n);
 
+/* The transaction that may have scheduled something has committed */
+extern void recovery_committed(void);
+
 #endif							/* OUTBOX_RECOVERY_H */

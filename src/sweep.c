@@ -92,6 +92,11 @@ load_passed(Sweep *sweep)
 	if (store_fetch_one("SELECT cursor FROM outbox.recovery ORDER BY cursor DESC LIMIT 1",
 						0, NULL, NULL, NULL, &isnull, &cursor))
 		sweep->passed = Max(sweep->passed, message_id_clock(DatumGetUUIDP(cursor)));
+	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
+	{
+		if (sweep->mine[lane])
+			sweep->passed = Max(sweep->passed, sweep->saved[lane]);
+	}
 }
 
 bool
@@ -194,6 +199,7 @@ sweep_begin_pass(Sweep *sweep)
 	OpenTransaction *before = sweep->open;
 	int			nbefore = sweep->nopen;
 
+	sweep->started_at = GetCurrentTimestamp();
 	sweep->clock = message_clock_read();
 	sweep->nopen = announce_read(sweep->scratch);
 	sweep->open = sweep->scratch;

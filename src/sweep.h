@@ -27,6 +27,7 @@ typedef struct Sweep
 	OpenTransaction *scratch;
 
 	MessageClock clock;			/* as the current pass read it */
+	TimestampTz started_at;		/* before it read the announcements */
 } Sweep;
 
 /*

@@ -272,21 +272,36 @@ topic_admin_is_dirty(void)
 	return dirty;
 }
 
+static int
+compare_asked(const void *a, const void *b)
+{
+	return strcmp((*(AskedTopic *const *) a)->topic, (*(AskedTopic *const *) b)->topic);
+}
+
 void
 topic_admin_save(void)
 {
 	HASH_SEQ_STATUS status;
 	AskedTopic *entry;
+	AskedTopic **entries;
+	int			n = 0;
 	Request    *request;
 
 	if (asked != NULL)
 	{
+		/* in one order: another publisher may save the same ones */
+		entries = palloc(Max(hash_get_num_entries(asked), 1) * sizeof(AskedTopic *));
 		hash_seq_init(&status, asked);
 		while ((entry = hash_seq_search(&status)) != NULL)
 		{
 			if (entry->dirty)
-				save_topic(entry);
-			entry->dirty = false;
+				entries[n++] = entry;
+		}
+		qsort(entries, n, sizeof(AskedTopic *), compare_asked);
+		for (int i = 0; i < n; i++)
+		{
+			save_topic(entries[i]);
+			entries[i]->dirty = false;
 		}
 	}
 	if (requests != NULL)
