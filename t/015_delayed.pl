@@ -92,6 +92,20 @@ subtest 'a held topic' => sub {
 	like(values_of('later'), qr/ third fourth$/, 'but what is not due does not');
 };
 
+# Its own sweep must not pass by what is handed to it on the way.
+subtest 'due while its topic catches up' => sub {
+	$node->safe_psql('postgres', "SELECT outbox.pause('later')");
+	wait_for_value($node, 'postgres', 'SELECT reason FROM outbox.held', 'paused');
+	$node->safe_psql('postgres',
+		"SELECT outbox.send('later', 'd'::text, 'key', deliver_at => now() + interval '1 hour')
+			FROM generate_series(1, 2000);
+		 SELECT outbox.send('later', 'n'::text, 'key') FROM generate_series(1, 30000)");
+	$node->safe_psql('postgres', "SELECT outbox.resume('later')");
+	push_time($node);
+	all_sent('later');
+	is(scalar(grep { $_->{value} eq 'd' } $mock->consume('later')), 2000, 'each goes out once');
+};
+
 subtest 'resending by topic and time' => sub {
 	$node->safe_psql('postgres',
 		"SELECT outbox.send('again', n::text, 'key') FROM generate_series(1, 3) AS n");
