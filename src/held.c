@@ -82,7 +82,8 @@ share_out_anew(void)
 	static const Oid types[] = {INT4OID};
 	Datum		values[1] = {Int32GetDatum(publishers)};
 
-	store_execute("SELECT FROM outbox.lane WHERE lane = 16 FOR UPDATE", 0, NULL, NULL, NULL);
+	store_execute("SELECT FROM outbox.lane WHERE lane = " CppAsString2(OUTBOX_LANE_LATE)
+				  " FOR UPDATE", 0, NULL, NULL, NULL);
 	store_execute("WITH old AS (DELETE FROM outbox.held WHERE publishers <> $1 RETURNING *)"
 				  " INSERT INTO outbox.held (topic, partition, publisher, publishers,"
 				  "  cursor, reason, error, tries, since)"

@@ -236,7 +236,7 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 	TIMESTAMPTZOID, TEXTARRAYOID, TEXTARRAYOID};
 	bool		texts = change->results != NULL || change->errors != NULL;
 	char	   *name = store_segment_name(segment);
-	const char *lane = change->to == STATUS_NEW ? ", lane = 16" : "";
+	const char *lane = change->to == STATUS_NEW ? ", lane = " CppAsString2(OUTBOX_LANE_LATE) : "";
 	Datum		values[7];
 	char	   *sql;
 	int			changed;

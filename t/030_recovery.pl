@@ -71,15 +71,6 @@ sub answer
 	return;
 }
 
-# The SQLSTATE that a statement fails with, or what it returns
-sub state_of
-{
-	my ($sql) = @_;
-	my ($status, $out, $err) = $node->psql('postgres', "\\set VERBOSITY sqlstate\n$sql");
-
-	return $status == 0 ? $out : $err =~ s/.*ERROR:  (\w{5}).*/$1/sr;
-}
-
 subtest 'published again' => sub {
 	my $topic = new_topic(q(result_timeout => '400 ms', max_attempts => 3));
 	my ($id) = send_messages($topic, 1);
@@ -200,13 +191,13 @@ subtest 'resend' => sub {
 	message_is($dead, 'status, attempts, error', 'SENT|2|', 'DEAD ones can be sent again');
 
 	my ($new) = send_messages('no-such-topic', 1);
-	my $resend = sub { state_of("SELECT outbox.resend('$_[0]')") };
+	my $resend = sub { state_of($node, "SELECT outbox.resend('$_[0]')") };
 	is($resend->($new), '55000', 'NEW is refused');
 	is($resend->($confirmed), '55000', 'CONFIRMED is refused');
 	is($resend->($failed), '55000', 'FAILED is refused');
-	is(state_of('SELECT outbox.resend(gen_random_uuid())'), 'P0002', 'an unknown id is refused')
+	is(state_of($node, 'SELECT outbox.resend(gen_random_uuid())'), 'P0002', 'an unknown id is refused')
 	  foreach (1 .. 3);
-	is(state_of("BEGIN; SELECT outbox.resend('$sent'); SELECT outbox.resend('$sent')"),
+	is(state_of($node, "BEGIN; SELECT outbox.resend('$sent'); SELECT outbox.resend('$sent')"),
 		'55000', 'twice is refused');
 	message_is($sent, 'status, attempts', 'SENT|2', 'and what is rolled back is not done');
 };

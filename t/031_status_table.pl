@@ -105,15 +105,6 @@ sub answer
 	return;
 }
 
-# The SQLSTATE that a statement fails with, or what it returns
-sub state_of
-{
-	my ($sql) = @_;
-	my ($status, $out, $err) = $node->psql('postgres', "\\set VERBOSITY sqlstate\n$sql");
-
-	return $status == 0 ? $out : $err =~ s/.*ERROR:  (\w{5}).*/$1/sr;
-}
-
 # ---------- what the table has ----------
 
 subtest '- to NEW: captured or sent' => sub {
@@ -324,16 +315,16 @@ subtest 'outbox.change_status refuses the rest' => sub {
 		{
 			my $may = grep { $_ eq $to } @{ $allowed{$from} };
 
-			is( state_of("BEGIN; SELECT outbox.change_status('$id{$from}', '$from', '$to'); ROLLBACK"),
+			is( state_of($node, "BEGIN; SELECT outbox.change_status('$id{$from}', '$from', '$to'); ROLLBACK"),
 				$may ? 't' : '22023', "$from to $to");
 			next if $from eq $to;
-			is( state_of("SELECT outbox.change_status('$id{$to}', '$from', '$to')"),
+			is( state_of($node, "SELECT outbox.change_status('$id{$to}', '$from', '$to')"),
 				$may ? 'f' : '22023', 'it has to be in the status the caller has read');
 		}
-		is(state_of("SELECT outbox.change_status('$id{$from}', '$from', NULL)"), '22004', 'nor to null');
+		is(state_of($node, "SELECT outbox.change_status('$id{$from}', '$from', NULL)"), '22004', 'nor to null');
 	}
 	each_is($_, \%id, 'unchanged') foreach (@statuses);
-	is( state_of("SELECT outbox.change_status('$id{SENT}', 'SENT', 'DEAD', 'why')"), 't',
+	is( state_of($node, "SELECT outbox.change_status('$id{SENT}', 'SENT', 'DEAD', 'why')"), 't',
 		'with an error');
 	is($test->query("SELECT status, error FROM outbox.message WHERE id = '$id{SENT}'"),
 		'DEAD|why', 'which is kept');
@@ -342,7 +333,7 @@ subtest 'outbox.change_status refuses the rest' => sub {
 subtest 'outbox.resend refuses what is NEW or final' => sub {
 	my ($topic, %id) = one_of_each();
 
-	is(state_of("SELECT outbox.resend('$id{$_}')"), '55000', $_) foreach (qw(NEW CONFIRMED FAILED));
+	is(state_of($node, "SELECT outbox.resend('$id{$_}')"), '55000', $_) foreach (qw(NEW CONFIRMED FAILED));
 	each_is($_, \%id, 'unchanged') foreach (@statuses);
 	is($test->query("SELECT outbox.resend('$topic', '-infinity', 'infinity')"), 2,
 		'of all of a topic two are resent');

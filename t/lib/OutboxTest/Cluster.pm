@@ -30,6 +30,7 @@ our @EXPORT = qw(
   new_outbox_node
   configure_outbox_node
   push_time
+  state_of
   set_conf
   wait_for_value
   wait_until
@@ -104,6 +105,15 @@ sub push_time
 		 UPDATE outbox.delayed SET due_at = clock_timestamp() WHERE due_at > clock_timestamp();
 		 SELECT outbox.config_changed()");
 	return;
+}
+
+# The SQLSTATE that a statement fails with, or what it returns
+sub state_of
+{
+	my ($node, $sql) = @_;
+	my ($status, $out, $err) = $node->psql('postgres', "\\set VERBOSITY sqlstate\n$sql");
+
+	return $status == 0 ? $out : $err =~ s/.*ERROR:  (\w{5}).*/$1/sr;
 }
 
 # Change settings of a running node: set_conf($node, 'outbox.publishers' => 4)
