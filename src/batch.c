@@ -18,7 +18,7 @@
 #include "batch.h"
 #include "compat.h"
 #include "recovery.h"
-#include "topic_config.h"
+#include "text_output.h"
 
 void
 batch_init(Batch *batch)
@@ -145,41 +145,58 @@ add_headers(BridgeRecord *record, int *allocated, Jsonb *headers)
 }
 
 static void
-fill_headers(BridgeRecord *record, const pg_uuid_t *id, const char *id_text, Jsonb *headers)
+fill_headers(OutMessage *message, const char *id_text, Jsonb *headers)
 {
-	const TopicConfig *config = topic_config_find(record->topic);
+	BridgeRecord *record = &message->record;
+	const TopicConfig *config = message->config;
 	int			allocated = 0;
 
-	add_header(record, &allocated, "id", id_text, strlen(id_text));
+	add_header(record, &allocated, "id", id_text, UUID_TEXT_LEN);
 	if (config != NULL)
 	{
-		char	   *correlation = palloc(UUID_LEN);
-		char	   *reply_topic = pstrdup(config->result_topic);
-
-		memcpy(correlation, id->data, UUID_LEN);
-		add_header(record, &allocated, "kafka_correlationId", correlation, UUID_LEN);
-		add_header(record, &allocated, "kafka_replyTopic", reply_topic, strlen(reply_topic));
+		add_header(record, &allocated, "kafka_correlationId", (const char *) message->id.data,
+				   UUID_LEN);
+		add_header(record, &allocated, "kafka_replyTopic", config->result_topic,
+				   strlen(config->result_topic));
 	}
 	if (headers != NULL)
 		add_headers(record, &allocated, headers);
 }
 
+/* Most messages are of the topic that the one before them was of */
+static void
+fill_topic(const Batch *batch, OutMessage *message, const char *topic)
+{
+	const OutMessage *last = message > batch->messages ? message - 1 : NULL;
+
+	if (last != NULL && strcmp(last->record.topic, topic) == 0)
+	{
+		message->record.topic = last->record.topic;
+		message->config = last->config;
+		return;
+	}
+	message->record.topic = pstrdup(topic);
+	message->config = topic_config_find(topic);
+}
+
 /* Fills the record in the batch's context */
 static void
-fill_record(OutMessage *message, const LogRow *row)
+fill_record(const Batch *batch, OutMessage *message, const LogRow *row)
 {
 	BridgeRecord *record = &message->record;
 	TupleTableSlot *slot = row->slot;
 	Jsonb	   *headers = NULL;
-	char	   *id_text = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&row->id)));
+	char	   *id_text = palloc(UUID_TEXT_LEN + 1);
 
+	uuid_text(&row->id, id_text);
+	id_text[UUID_TEXT_LEN] = '\0';
 	memset(record, 0, sizeof(BridgeRecord));
 	slot_getsomeattrs(slot, Anum_log_headers);
-	record->topic = pstrdup(row->topic);
+	fill_topic(batch, message, row->topic);
 	if (slot->tts_isnull[Anum_log_key - 1])
 	{
 		record->key = id_text;
-		record->key_len = strlen(id_text);
+		record->key_len = UUID_TEXT_LEN;
 	}
 	else
 	{
@@ -197,7 +214,7 @@ fill_record(OutMessage *message, const LogRow *row)
 	}
 	if (!slot->tts_isnull[Anum_log_headers - 1])
 		headers = DatumGetJsonbPCopy(slot->tts_values[Anum_log_headers - 1]);
-	fill_headers(record, &row->id, id_text, headers);
+	fill_headers(message, id_text, headers);
 }
 
 static void
@@ -208,13 +225,14 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 
 	Assert(row->status == STATUS_NEW);
 	message->id = row->id;
+	message->place = row->place;
 	message->clock = row->clock;
 	message->source = source;
 	message->attempts = row->attempts;
 	message->fate = FATE_OPEN;
 	message->class = OUTCOME_OK;
 	message->error = NULL;
-	fill_record(message, row);
+	fill_record(batch, message, row);
 	batch->bytes += message->record.value_len + message->record.key_len +
 		OUTBOX_MESSAGE_OVERHEAD;
 	for (int i = 0; i < message->record.nheaders; i++)

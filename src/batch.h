@@ -13,6 +13,7 @@
 #include "held.h"
 #include "log_scan.h"
 #include "sweep.h"
+#include "topic_config.h"
 #include "worker.h"
 
 /* A batch ends at so many messages, or so many bytes */
@@ -41,9 +42,11 @@ typedef enum Fate
 typedef struct OutMessage
 {
 	pg_uuid_t	id;
+	ItemPointerData place;		/* in its own segment, or invalid */
 	MessageClock clock;
 	MessageSource source;
 	int			attempts;
+	const TopicConfig *config;	/* NULL if it expects nothing back */
 	BridgeRecord record;
 	Fate		fate;
 	OutcomeClass class;

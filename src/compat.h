@@ -14,6 +14,7 @@
 #endif
 
 #include "access/genam.h"
+#include "access/tableam.h"
 #include "access/tupdesc.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
@@ -58,6 +59,15 @@
 #define outbox_index_insert_cleanup(index, info) index_insert_cleanup(index, info)
 #else
 #define outbox_index_insert_cleanup(index, info) ((void) 0)
+#endif
+
+/* What an update of a row says of the indexes */
+#if PG_VERSION_NUM >= 160000
+typedef TU_UpdateIndexes OutboxUpdateIndexes;
+#define outbox_indexes_need_update(indexes) ((indexes) == TU_All)
+#else
+typedef bool OutboxUpdateIndexes;
+#define outbox_indexes_need_update(indexes) (indexes)
 #endif
 
 /* Virtual generated columns have no value in the row */

@@ -28,6 +28,7 @@ typedef struct SegmentScan
 	OpenTable	open;
 	IndexScanDesc scan;
 	TupleTableSlot *slot;
+	bool		kept;			/* segment -1 */
 	pg_uuid_t	id;				/* of the row in the slot */
 	bool		at_end;
 } SegmentScan;
@@ -63,6 +64,7 @@ segment_begin(LogScan *log, int number, StrategyNumber strategy, RegProcedure co
 
 	log_segment_open(number, AccessShareLock, &segment->open);
 	segment->slot = table_slot_create(segment->open.table, NULL);
+	segment->kept = number == OUTBOX_SEGMENT_KEPT;
 	segment->scan = index_scan_begin(segment->open.table, segment->open.pkey, snapshot, 1);
 	ScanKeyInit(&key, 1, strategy, compare, UUIDPGetDatum(&log->bound));
 	index_rescan(segment->scan, &key, 1, NULL, 0);
@@ -107,6 +109,10 @@ read_row(LogScan *scan, SegmentScan *segment, LogRow *row)
 
 	slot_getsomeattrs(slot, Anum_log_topic);
 	row->id = segment->id;
+	if (segment->kept)
+		ItemPointerSetInvalid(&row->place);
+	else
+		row->place = slot->tts_tid;
 	row->clock = message_id_clock(&row->id);
 	row->updated_at = DatumGetTimestampTz(slot->tts_values[Anum_log_updated_at - 1]);
 	row->attempts = DatumGetInt32(slot->tts_values[Anum_log_attempts - 1]);

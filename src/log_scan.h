@@ -18,6 +18,8 @@
 typedef struct LogRow
 {
 	pg_uuid_t	id;
+	ItemPointerData place;		/* in the segment its id names; invalid if it
+								 * isn't there */
 	MessageClock clock;
 	TimestampTz updated_at;
 	int			attempts;

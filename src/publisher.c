@@ -164,11 +164,17 @@ sorted_with_fate(const Batch *batch, Fate fate, int *n)
 static int
 mark(OutMessage **messages, int n, const StatusChange *change)
 {
+	StatusChange placed = *change;
 	pg_uuid_t  *ids = palloc(Max(n, 1) * sizeof(pg_uuid_t));
+	ItemPointerData *places = palloc(Max(n, 1) * sizeof(ItemPointerData));
 
 	for (int i = 0; i < n; i++)
+	{
 		ids[i] = messages[i]->id;
-	return store_change_status(ids, n, change, NULL);
+		places[i] = messages[i]->place;
+	}
+	placed.places = places;
+	return store_change_status(ids, n, &placed, NULL);
 }
 
 /*
@@ -184,7 +190,7 @@ schedule_recovery(const Sweep *sweep, OutMessage **sent, int n)
 
 	for (int i = 0; i < n; i++)
 	{
-		const TopicConfig *config = topic_config_find(sent[i]->record.topic);
+		const TopicConfig *config = sent[i]->config;
 
 		if (config == NULL)
 			continue;

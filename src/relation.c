@@ -156,10 +156,15 @@ open_table_close(OpenTable *open)
 void
 open_table_insert(OpenTable *open, IndexInfo *info, TupleTableSlot *slot)
 {
+	table_tuple_insert(open->table, slot, GetCurrentCommandId(true), 0, NULL);
+	open_table_index(open, info, slot);
+}
+
+void
+open_table_index(OpenTable *open, IndexInfo *info, TupleTableSlot *slot)
+{
 	Datum		values[INDEX_MAX_KEYS];
 	bool		isnull[INDEX_MAX_KEYS];
-
-	table_tuple_insert(open->table, slot, GetCurrentCommandId(true), 0, NULL);
 
 	FormIndexDatum(info, slot, NULL, values, isnull);
 	index_insert(open->pkey, values, isnull, &slot->tts_tid, open->table,

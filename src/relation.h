@@ -41,6 +41,9 @@ extern void open_table_close(OpenTable *open);
  */
 extern void open_table_insert(OpenTable *open, IndexInfo *info, TupleTableSlot *slot);
 
+/* The latter part alone, for a row version that is in the table by now */
+extern void open_table_index(OpenTable *open, IndexInfo *info, TupleTableSlot *slot);
+
 /* Registers the invalidation callback; from _PG_init by log_append_init */
 extern void relation_init(void);
 

@@ -14,14 +14,13 @@
 
 #include "json_read.h"
 #include "result.h"
+#include "text_output.h"
 
 /* Longer texts are cut in outbox.log: they are for people to read */
 #define RESULT_TEXT_MAX		10240
 
 #define HEADER_ID			"reply_to_message_id"
 #define HEADER_CORRELATION	"kafka_correlationId"
-
-#define UUID_TEXT_LEN		36
 
 static bool find_id(const BridgeRecord *record, pg_uuid_t *id);
 static bool find_id_in_header(const BridgeRecord *record, const char *name,

@@ -22,6 +22,7 @@
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
+#include "log_update.h"
 #include "owed_call.h"
 #include "store.h"
 #include "wait_for.h"
@@ -274,9 +275,9 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 	return changed;
 }
 
-/* Those of one segment that weren't hit may have been moved to segment -1 */
+/* The change in one partition of the log of those that weren't hit elsewhere */
 static int
-change_kept(const pg_uuid_t *ids, int n, const StatusChange *change, bool *hit)
+change_rest(int segment, const pg_uuid_t *ids, int n, const StatusChange *change, bool *hit)
 {
 	StatusChange part = *change;
 	pg_uuid_t  *left = palloc(n * sizeof(pg_uuid_t));
@@ -301,10 +302,29 @@ change_kept(const pg_uuid_t *ids, int n, const StatusChange *change, bool *hit)
 	}
 	part.results = change->results ? results : NULL;
 	part.errors = change->errors ? errors : NULL;
-	changed = change_in_segment(OUTBOX_SEGMENT_KEPT, left, nleft, &part, left_hit);
+	changed = change_in_segment(segment, left, nleft, &part, left_hit);
 	for (int i = 0; i < nleft; i++)
 		hit[places[i]] = left_hit[i];
 	return changed;
+}
+
+/* Where a row was read, in its segment, or, if it was moved, in segment -1 */
+static int
+change_at_home(int segment, const pg_uuid_t *ids, int n, const StatusChange *change, bool *hit)
+{
+	bool		texts = change->results != NULL || change->errors != NULL;
+	int			done = 0;
+
+	if (change->places != NULL && !texts)
+		done = log_update_status(segment, ids, change->places, n, change,
+								 GetCurrentTimestamp(), hit);
+	if (done == 0)
+		done = change_in_segment(segment, ids, n, change, hit);
+	else if (done < n)
+		done += change_rest(segment, ids, n, change, hit);
+	if (done < n)
+		done += change_rest(OUTBOX_SEGMENT_KEPT, ids, n, change, hit);
+	return done;
 }
 
 int
@@ -321,7 +341,6 @@ store_change_status(const pg_uuid_t *ids, int n, const StatusChange *change, boo
 	{
 		StatusChange part = *change;
 		int			segment = message_id_segment(&ids[start]);
-		int			done;
 
 		for (end = start + 1; end < n; end++)
 		{
@@ -333,10 +352,9 @@ store_change_status(const pg_uuid_t *ids, int n, const StatusChange *change, boo
 			part.results = change->results + start;
 		if (change->errors)
 			part.errors = change->errors + start;
-		done = change_in_segment(segment, ids + start, end - start, &part, hit + start);
-		if (done < end - start)
-			done += change_kept(ids + start, end - start, &part, hit + start);
-		total += done;
+		if (change->places)
+			part.places = change->places + start;
+		total += change_at_home(segment, ids + start, end - start, &part, hit + start);
 	}
 	if (change->to == STATUS_DEAD && total > 0)
 		owed_calls_for_dead(ids, hit, n);

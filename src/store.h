@@ -12,6 +12,8 @@
 #ifndef OUTBOX_STORE_H
 #define OUTBOX_STORE_H
 
+#include "storage/itemptr.h"
+
 #include "message_id.h"
 #include "outbox.h"
 
@@ -53,6 +55,8 @@ typedef struct StatusChange
 	bool		count_attempt;	/* an acknowledged publish */
 	const char *const *results; /* one a message, or NULL: unchanged */
 	const char *const *errors;	/* one a message, or NULL: unchanged */
+	const ItemPointerData *places;	/* where each row was read, invalid if not
+									 * in its own segment; or NULL */
 } StatusChange;
 
 /*

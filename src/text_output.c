@@ -28,7 +28,6 @@
 
 static TextKind text_kind(Oid type);
 static const char *hex_text(Datum value, int *len);
-static void uuid_text(const pg_uuid_t *uuid, char *out);
 static int	float_text(double value, bool single, char *out);
 
 static TextKind
@@ -101,7 +100,7 @@ hex_text(Datum value, int *len)
 	return text;
 }
 
-static void
+void
 uuid_text(const pg_uuid_t *uuid, char *out)
 {
 	static const char digits[] = "0123456789abcdef";

@@ -9,6 +9,7 @@
 #define OUTBOX_TEXT_OUTPUT_H
 
 #include "fmgr.h"
+#include "utils/uuid.h"
 
 #define UUID_TEXT_LEN 36
 
@@ -44,6 +45,9 @@ extern void text_output_init(TextOutput *output, Oid type, MemoryContext context
  * memory context goes; not terminated.
  */
 extern const char *text_output(TextOutput *output, Datum value, int *len);
+
+/* Writes UUID_TEXT_LEN characters, not terminated */
+extern void uuid_text(const pg_uuid_t *uuid, char *out);
 
 /* Calls a function of one argument under those settings */
 extern Datum call_under_fixed_settings(FmgrInfo *function, Datum value);
