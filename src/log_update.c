@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "storage/bufmgr.h"
+#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
@@ -59,10 +60,19 @@ fetch_row(StatusUpdate *update, const pg_uuid_t *id, const ItemPointerData *plac
 		strchr(update->change->from, DatumGetChar(row->tts_values[Anum_log_status - 1])) != NULL;
 }
 
+static void
+set_text(TupleTableSlot *slot, AttrNumber column, const char *text)
+{
+	slot->tts_isnull[column - 1] = text == NULL;
+	slot->tts_values[column - 1] = text == NULL ? (Datum) 0 : CStringGetTextDatum(text);
+}
+
 /* The new version of the row that was fetched; its values stay where they are */
 static void
-fill_changed(StatusUpdate *update)
+fill_changed(StatusUpdate *update, int number)
 {
+	const char *const *results = update->change->results;
+	const char *const *errors = update->change->errors;
 	TupleTableSlot *row = update->row;
 	TupleTableSlot *changed = update->changed;
 	int			natts = row->tts_tupleDescriptor->natts;
@@ -75,6 +85,11 @@ fill_changed(StatusUpdate *update)
 	changed->tts_values[Anum_log_updated_at - 1] = TimestampTzGetDatum(update->now);
 	changed->tts_values[Anum_log_attempts - 1] =
 		Int32GetDatum(attempts + (update->change->count_attempt ? 1 : 0));
+	if (results != NULL || errors != NULL)
+	{
+		set_text(changed, Anum_log_result, results != NULL ? results[number] : NULL);
+		set_text(changed, Anum_log_error, errors != NULL ? errors[number] : NULL);
+	}
 	ExecStoreVirtualTuple(changed);
 }
 
@@ -104,7 +119,6 @@ log_update_status(int segment, const pg_uuid_t *ids, const ItemPointerData *plac
 	StatusUpdate update = {.change = change, .now = now};
 	int			changed = 0;
 
-	Assert(change->results == NULL && change->errors == NULL);
 	log_segment_open(segment, RowExclusiveLock, &update.open);
 	if (update.open.other_indexes || has_update_triggers(update.open.table))
 	{
@@ -123,7 +137,7 @@ log_update_status(int segment, const pg_uuid_t *ids, const ItemPointerData *plac
 		hit[i] = fetch_row(&update, &ids[i], &places[i]);
 		if (hit[i])
 		{
-			fill_changed(&update);
+			fill_changed(&update, i);
 			hit[i] = update_row(&update);
 		}
 		changed += hit[i];

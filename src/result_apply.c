@@ -53,7 +53,8 @@ static void read_states(const ResultGroup *groups, int ngroups, MessageState *st
 static bool choose_effective(ResultGroup *groups, int ngroups, const MessageState *states);
 static void lock_messages(const ResultGroup *groups, int ngroups);
 static int	lock_in_segment(int segment, const pg_uuid_t *ids, int n);
-static int	change_messages(ResultGroup *groups, int ngroups, MessageStatus to);
+static int	change_messages(ResultGroup *groups, int ngroups, const MessageState *states,
+							MessageStatus to);
 static void read_again(const ResultGroup *groups, int ngroups, MessageState *states);
 static void count_group(const ResultGroup *group, const MessageState *state);
 static bool counts_for(const Received *received, const MessageState *state);
@@ -80,8 +81,8 @@ results_apply(Received *received, int n, bool alone, int *confirmed, int *failed
 	 */
 	if (mixed || ncalls > 0)
 		lock_messages(groups, ngroups);
-	*confirmed += change_messages(groups, ngroups, STATUS_CONFIRMED);
-	*failed += change_messages(groups, ngroups, STATUS_FAILED);
+	*confirmed += change_messages(groups, ngroups, states, STATUS_CONFIRMED);
+	*failed += change_messages(groups, ngroups, states, STATUS_FAILED);
 	if (ncalls > 0)
 		call_handlers(groups, ngroups, ncalls, alone, confirmed, failed);
 
@@ -251,12 +252,14 @@ lock_in_segment(int segment, const pg_uuid_t *ids, int n)
 
 /* Applies the effective results of one kind; returns how many it changed */
 static int
-change_messages(ResultGroup *groups, int ngroups, MessageStatus to)
+change_messages(ResultGroup *groups, int ngroups, const MessageState *states,
+				MessageStatus to)
 {
 	StatusChange change = {.to = to,.from = "NSD"};
 	pg_uuid_t  *ids = palloc(Max(ngroups, 1) * sizeof(pg_uuid_t));
 	const char **values = palloc(Max(ngroups, 1) * sizeof(char *));
 	const char **errors = palloc(Max(ngroups, 1) * sizeof(char *));
+	ItemPointerData *places = palloc(Max(ngroups, 1) * sizeof(ItemPointerData));
 	bool	   *hit = palloc0(Max(ngroups, 1) * sizeof(bool));
 	int			n = 0;
 	int			changed;
@@ -270,6 +273,7 @@ change_messages(ResultGroup *groups, int ngroups, MessageStatus to)
 			continue;
 		result = &groups[i].effective->result;
 		ids[n] = groups[i].id;
+		places[n] = states[i].place;
 		values[n] = text_to_database(result->value);
 		errors[n] = result->error ? text_to_database(result->error) : NULL;
 		n++;
@@ -279,6 +283,7 @@ change_messages(ResultGroup *groups, int ngroups, MessageStatus to)
 
 	change.results = values;
 	change.errors = errors;
+	change.places = places;
 	changed = store_change_status(ids, n, &change, hit);
 
 	n = 0;

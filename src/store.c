@@ -22,6 +22,7 @@
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
+#include "log_lookup.h"
 #include "log_update.h"
 #include "owed_call.h"
 #include "store.h"
@@ -312,10 +313,9 @@ change_rest(int segment, const pg_uuid_t *ids, int n, const StatusChange *change
 static int
 change_at_home(int segment, const pg_uuid_t *ids, int n, const StatusChange *change, bool *hit)
 {
-	bool		texts = change->results != NULL || change->errors != NULL;
 	int			done = 0;
 
-	if (change->places != NULL && !texts)
+	if (change->places != NULL)
 		done = log_update_status(segment, ids, change->places, n, change,
 								 GetCurrentTimestamp(), hit);
 	if (done == 0)
@@ -369,34 +369,6 @@ store_change_status(const pg_uuid_t *ids, int n, const StatusChange *change, boo
 	return total;
 }
 
-static void
-read_states_in_segment(int segment, const pg_uuid_t *ids, int n, MessageState *states)
-{
-	static const Oid types[] = {UUIDARRAYOID};
-	Datum		values[1];
-	uint64		rows;
-
-	values[0] = store_id_array(ids, n);
-	rows = store_execute(psprintf("SELECT id, status, attempts, updated_at, topic"
-								  " FROM %s WHERE id = ANY ($1)",
-								  store_segment_name(segment)), 1, types, values, NULL);
-	for (uint64 i = 0; i < rows; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		TupleDesc	desc = SPI_tuptable->tupdesc;
-		bool		isnull;
-		pg_uuid_t  *id = DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
-		MessageState *state = &states[find_id(id, ids, n)];
-
-		state->found = true;
-		state->status = DatumGetChar(SPI_getbinval(tuple, desc, 2, &isnull));
-		state->attempts = DatumGetInt32(SPI_getbinval(tuple, desc, 3, &isnull));
-		state->updated_at = DatumGetTimestampTz(SPI_getbinval(tuple, desc, 4, &isnull));
-		state->topic = SPI_getvalue(tuple, desc, 5);
-	}
-	SPI_freetuptable(SPI_tuptable);
-}
-
 void
 store_read_states(const pg_uuid_t *ids, int n, MessageState *states)
 {
@@ -406,16 +378,11 @@ store_read_states(const pg_uuid_t *ids, int n, MessageState *states)
 	for (int start = 0; start < n; start = end)
 	{
 		int			segment = message_id_segment(&ids[start]);
-		bool		all = true;
 
 		for (end = start + 1; end < n && message_id_segment(&ids[end]) == segment;)
 			end++;
-		read_states_in_segment(segment, ids + start, end - start, states + start);
-		for (int i = start; i < end; i++)
-			all = all && states[i].found;
-		if (!all)
-			read_states_in_segment(OUTBOX_SEGMENT_KEPT, ids + start, end - start,
-								   states + start);
+		if (log_lookup(segment, ids + start, end - start, states + start) < end - start)
+			(void) log_lookup(OUTBOX_SEGMENT_KEPT, ids + start, end - start, states + start);
 	}
 }
 

@@ -76,6 +76,7 @@ typedef struct MessageState
 	int			attempts;
 	TimestampTz updated_at;
 	char	   *topic;
+	ItemPointerData place;		/* as in StatusChange */
 } MessageState;
 
 extern void store_read_states(const pg_uuid_t *ids, int n, MessageState *states);
