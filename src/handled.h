@@ -36,6 +36,7 @@ typedef struct Handled
 	pg_uuid_t	id;
 	int			attempts;		/* calls that failed for a passing reason */
 	bool		alone;			/* see subscribed.h */
+	bool		is_void;		/* its partition isn't read from there any more */
 	HandledFate fate;
 	HandlerOutcome outcome;
 	MemoryContext context;		/* of the reply */
@@ -56,6 +57,21 @@ extern void handled_call(Handled *handled);
 
 /* Sends the reply again to what was handled before */
 extern void handled_repeat(Handled *handled);
+
+/* Its parts, without a subtransaction: may raise anything */
+extern void handled_call_in(Handled *handled, HandlerOutcome *outcome);
+
+/* A copy of it among those before that were handled now; NULL if there is none */
+extern const Handled *handled_earlier_copy(const Handled *handled, const Handled *first);
+
+/* ---- handled_together.c ---- */
+
+/*
+ * Handles the first of them, in order, in one subtransaction, and sets the fate
+ * of each.  Returns how many; 0 if they have to be handled one by one, since
+ * one of them raised something or did so lately: then nothing was done.
+ */
+extern int	handled_together(Handled *handled, int n);
 
 /* ---- record_datum.c ---- */
 

@@ -138,8 +138,8 @@ commit_as_others_do(void)
  * the way of the next call that makes one of the same name.  No code of a user
  * runs when they are dropped.
  */
-static void
-drop_leftovers(void)
+void
+handler_drop_leftovers(void)
 {
 	PortalHashTableDeleteAll();
 	DropAllPreparedStatements();
@@ -150,12 +150,18 @@ drop_leftovers(void)
 	PopActiveSnapshot();
 }
 
+bool
+handler_transaction_is_full(void)
+{
+	return MyProc->subxidStatus.overflowed || MyProc->subxidStatus.count >= HANDLER_CALLS_MAX;
+}
+
 void
 handler_scope_end(void)
 {
 	AtEOXact_GUC(false, scope_level);
 	scope_level = 0;
-	drop_leftovers();
+	handler_drop_leftovers();
 	commit_as_others_do();
 }
 
@@ -393,7 +399,7 @@ handler_isolate(HandlerBody body, void *state, HandlerOutcome *outcome)
 	MemoryContextDelete(scratch);
 
 	/* fails where a trigger on a temporary table is deferred; see received.c */
-	drop_leftovers();
+	handler_drop_leftovers();
 }
 
 TimestampTz

@@ -94,6 +94,12 @@ extern void handler_scope_begin(const Handler *handler);
  */
 extern void handler_scope_end(void);
 
+/* Drops what the calls so far have left in the session: temporary tables, cursors */
+extern void handler_drop_leftovers(void);
+
+/* Has this transaction as many subtransactions as it should have? */
+extern bool handler_transaction_is_full(void);
+
 /* To be called when the transaction has ended, however it did */
 extern void handler_tidy_session(void);
 

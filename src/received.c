@@ -110,7 +110,7 @@ received_make_room(Worker *worker, const BridgeEvent *event)
 			strlcpy(batch.role_name, role, sizeof(batch.role_name));
 			batch.role = batch.role_name;
 		}
-		batch.limit = role == NULL ? BATCH_RECORDS : role[0] ? HANDLER_CALLS_MAX : 1;
+		batch.limit = role == NULL ? BATCH_RECORDS : role[0] ? BATCH_RECORDS : 1;
 	}
 	return true;
 }

@@ -32,11 +32,10 @@ handled_init(Handled *handled, Subscription *subscription, const BridgeRecord *r
  * One record
  * --------------------------------------------------------------------- */
 
-/* In the subtransaction of the call: the reply goes with the effects */
-static void
-call_body(void *state, HandlerOutcome *outcome)
+/* The reply goes with the effects */
+void
+handled_call_in(Handled *handled, HandlerOutcome *outcome)
 {
-	Handled    *handled = state;
 	Handler    *handler = &handled->subscription->handler;
 
 	handler_invoke(handler, handled->argument ? handled->argument : record_datum(handled),
@@ -51,6 +50,12 @@ call_body(void *state, HandlerOutcome *outcome)
 		MemoryContextSwitchTo(old);
 		reply_send(handled);
 	}
+}
+
+static void
+call_body(void *state, HandlerOutcome *outcome)
+{
+	handled_call_in((Handled *) state, outcome);
 }
 
 /* Without a call, or after one that failed: only the reply can fail now */
@@ -121,9 +126,8 @@ handled_call(Handled *handled)
  * Records in order
  * --------------------------------------------------------------------- */
 
-/* A copy of it was dealt with earlier in this very transaction */
-static const Handled *
-earlier_copy(const Handled *handled, const Handled *first)
+const Handled *
+handled_earlier_copy(const Handled *handled, const Handled *first)
 {
 	for (const Handled *other = first; handled->has_id && other < handled; other++)
 	{
@@ -139,7 +143,7 @@ static void
 handle_one(Handled *handled, const Handled *first)
 {
 	const Handled *copy = handled->fate == HANDLED_BEFORE ? NULL :
-		earlier_copy(handled, first);
+		handled_earlier_copy(handled, first);
 
 	if (copy != NULL)
 	{
@@ -236,13 +240,55 @@ make_handled(Worker *worker, Received *received, int n, int *nhandled, int *wher
 	return handled;
 }
 
+/*
+ * Handles the records one by one; returns how many were dealt with.  What one
+ * of them does to its partition may make later ones void.
+ */
+static int
+handle_singly(Worker *worker, Received *received, Handled *handled, int n, const int *where)
+{
+	TimestampTz begun = GetCurrentTimestamp();
+
+	for (int i = 0; i < n; i++)
+	{
+		Received   *one = &received[where[i]];
+
+		if (i == HANDLER_CALLS_MAX ||
+			(i > 0 && TimestampDifferenceExceeds(begun, GetCurrentTimestamp(),
+												 HANDLER_TRANSACTION_TIME)))
+			return i;
+		handled[i].is_void = received_is_void(one);
+		if (handled[i].is_void)
+			continue;
+		handle_one(&handled[i], handled);
+		note_progress(worker, one, &handled[i]);
+	}
+	return n;
+}
+
+/* All at once if that goes well, and else nothing */
+static int
+handle_together(Worker *worker, Received *received, Handled *handled, int n, const int *where)
+{
+	int			done;
+
+	for (int i = 0; i < n; i++)
+		handled[i].is_void = received_is_void(&received[where[i]]);
+	done = handled_together(handled, n);
+	for (int i = 0; i < done; i++)
+	{
+		if (!handled[i].is_void)
+			note_progress(worker, &received[where[i]], &handled[i]);
+	}
+	return done;
+}
+
 int
 subscribed_handle(Worker *worker, Received *received, int n, bool alone)
 {
-	TimestampTz begun = GetCurrentTimestamp();
-	int			dealt_with = n;
 	int		   *where = palloc(Max(n, 1) * sizeof(int));
 	int			nhandled;
+	int			done = 0;
 	Handled    *handled;
 
 	subscriptions_check();
@@ -251,35 +297,27 @@ subscribed_handle(Worker *worker, Received *received, int n, bool alone)
 		return n;
 	inbox_find(handled, nhandled);
 	message_floor_ensure();
-	handler_scope_begin(&handled[0].subscription->handler);
 	for (int i = 0; i < nhandled; i++)
 	{
-		Received   *one = &received[where[i]];
-
-		if (received_is_void(one))
-			continue;
-		if (i > 0 && TimestampDifferenceExceeds(begun, GetCurrentTimestamp(),
-												HANDLER_TRANSACTION_TIME))
-		{
-			dealt_with = where[i];
-			break;
-		}
 		handled[i].alone = alone;
-		handled[i].attempts = attempts_before(one);
-		handle_one(&handled[i], handled);
-		note_progress(worker, one, &handled[i]);
+		handled[i].attempts = attempts_before(&received[where[i]]);
 	}
+	handler_scope_begin(&handled[0].subscription->handler);
+	if (!alone)
+		done = handle_together(worker, received, handled, nhandled, where);
+	if (done == 0)
+		done = handle_singly(worker, received, handled, nhandled, where);
 	if (!alone)
 		handler_fire_deferred(&handled[0].subscription->handler);
 	handler_scope_end();
 
-	inbox_add(handled, nhandled);
-	for (int i = 0; i < nhandled; i++)
+	inbox_add(handled, done);
+	for (int i = 0; i < done; i++)
 	{
 		if (handled[i].fate == HANDLED_DEAD)
 			dead_record_keep(&handled[i]);
 	}
-	return dealt_with;
+	return done < nhandled ? where[done] : n;
 }
 
 void

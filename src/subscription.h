@@ -23,6 +23,9 @@ typedef struct Subscription
 	int64		assigned_at;	/* when that was, in milliseconds since 1970 */
 	bool		assigned_now;	/* since the configuration was loaded */
 	char	   *trouble;		/* why it can't be handled; NULL if it can */
+	int			one_by_one;		/* so many records are, before it is tried
+								 * together again */
+	int			last_one_by_one;	/* how many that were the last time */
 } Subscription;
 
 /* What is behind the name of the topic that dead records go to */
