@@ -88,6 +88,39 @@ CREATE TABLE outbox.paused (
 
 COMMENT ON TABLE outbox.paused IS 'topics that are held by hand; see outbox.pause';
 
+-- Keys whose messages wait in a queue, behind one that is DEAD or because there
+-- were too many of them at once; see src/key_hold.h.  The key itself is in no
+-- index: it may be long.
+CREATE TABLE outbox.key_hold (
+	hold bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	lane smallint NOT NULL,
+	topic text NOT NULL,
+	key text NOT NULL,
+	id uuid,					-- the message that is DEAD, NULL if there is none
+	goes_on boolean NOT NULL,
+	since timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 50);
+
+COMMENT ON TABLE outbox.key_hold IS
+	'keys whose messages wait in a queue; read the held ones through the view outbox.held_key';
+
+CREATE INDEX key_hold_id ON outbox.key_hold (id);
+
+CREATE TABLE outbox.key_waiting (
+	hold bigint NOT NULL,
+	id uuid NOT NULL,
+	PRIMARY KEY (hold, id)
+);
+
+COMMENT ON TABLE outbox.key_waiting IS 'the messages in these queues';
+
+CREATE TABLE outbox.key_released (
+	id uuid PRIMARY KEY			-- of the message that held it
+);
+
+COMMENT ON TABLE outbox.key_released IS
+	'keys that are to go on without their DEAD message; see outbox.release_key';
+
 CREATE TABLE outbox.recovery (
 	result_timeout bigint PRIMARY KEY,	-- in microseconds
 	cursor uuid NOT NULL
@@ -339,7 +372,8 @@ DO $$
 DECLARE
 	name text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'paused', 'delayed', 'topic_config',
+	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'paused', 'key_hold', 'key_hold_hold_seq',
+								'key_waiting', 'key_released', 'delayed', 'topic_config',
 								'topic_grant', 'topic_state', 'consumer_offset',
 								'subscription_config', 'dead_record_data',
 								'dead_record_data_number_seq', 'handler_call',
@@ -564,6 +598,23 @@ CREATE VIEW outbox.topic AS
 				   FROM outbox.consumer_offset WHERE kind = 'r'
 				   GROUP BY topic) AS o ON o.topic = t.topic;
 
+-- Keys whose messages wait for an operator, or are on their way since he decided
+CREATE VIEW outbox.held_key AS
+	SELECT h.topic, h.key,
+		CASE WHEN h.goes_on THEN 'going on' ELSE 'held' END AS state,
+		h.since AS held_since, h.id AS dead_id, l.error,
+		(SELECT pg_catalog.count(*) FROM outbox.key_waiting AS w
+		 WHERE w.hold = h.hold) AS waiting,
+		CASE WHEN NOT h.goes_on AND l.status = 'N'
+			THEN 'message ' || h.id::text || ' is on its way again'
+			WHEN NOT h.goes_on
+			THEN pg_catalog.format('try it again: SELECT outbox.resend(%L); or go on without it: SELECT outbox.release_key(%L, %L)',
+								   h.id, h.topic, h.key)
+		END AS hint
+	FROM outbox.key_hold AS h
+		LEFT JOIN outbox.log AS l ON l.id = h.id
+	WHERE h.id IS NOT NULL;
+
 -- NULL, or why a subscription can't be handled now
 CREATE FUNCTION outbox.subscription_trouble(topic text, handler text, role text,
 	reply_topic text) RETURNS text
@@ -767,9 +818,8 @@ BEGIN
 	END IF;
 	PERFORM outbox.check_handler_limits(set_topic_as.handler_attempts, 'handler_attempts',
 										set_topic_as.handler_timeout);
-	IF set_topic_as.hold_key_when_dead THEN
-		RAISE feature_not_supported USING
-			MESSAGE = 'hold_key_when_dead is not supported yet';
+	IF set_topic_as.hold_key_when_dead IS NULL THEN
+		RAISE null_value_not_allowed USING MESSAGE = 'hold_key_when_dead must not be null';
 	END IF;
 	-- what this topic has SENT is looked through again
 	DELETE FROM outbox.recovery AS r
@@ -785,7 +835,8 @@ BEGIN
 	INSERT INTO outbox.topic_config AS t
 		VALUES (set_topic_as.topic, set_topic_as.result_topic, set_topic_as.result_timeout,
 				set_topic_as.max_attempts, confirmed, failed, dead,
-				false, set_topic_as.handler_attempts, set_topic_as.handler_timeout, caller)
+				set_topic_as.hold_key_when_dead, set_topic_as.handler_attempts,
+				set_topic_as.handler_timeout, caller)
 		ON CONFLICT ON CONSTRAINT topic_config_pkey DO UPDATE
 		SET result_topic = excluded.result_topic,
 			result_timeout = excluded.result_timeout,
@@ -1103,6 +1154,24 @@ BEGIN
 		RAISE object_not_in_prerequisite_state USING
 			MESSAGE = format('topic "%s" is not paused', resume.topic);
 	END IF;
+	PERFORM outbox.config_changed();
+END
+$$;
+
+-- Lets the messages of a key go on without the one that is DEAD, which stays so.
+CREATE FUNCTION outbox.release_key(topic text, key text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	dead_id uuid;
+BEGIN
+	SELECT h.id INTO dead_id FROM outbox.key_hold AS h
+		WHERE h.topic = release_key.topic AND h.key = release_key.key AND NOT h.goes_on;
+	IF NOT FOUND THEN
+		RAISE object_not_in_prerequisite_state USING
+			MESSAGE = format('this key of topic "%s" is not held', release_key.topic),
+			HINT = 'The view outbox.held_key has those that are.';
+	END IF;
+	INSERT INTO outbox.key_released VALUES (dead_id) ON CONFLICT DO NOTHING;
 	PERFORM outbox.config_changed();
 END
 $$;

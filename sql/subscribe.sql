@@ -160,7 +160,7 @@ SELECT outbox.set_topic('sub.s', 'sub.r', on_dead => 'handle(outbox.record)');
 SELECT outbox.set_topic('sub.s', 'sub.r', handler_attempts => 0);
 SELECT outbox.set_topic('sub.s', 'sub.r', handler_attempts => NULL);
 SELECT outbox.set_topic('sub.s', 'sub.r', handler_timeout => '-1 s');
-SELECT outbox.set_topic('sub.s', 'sub.r', hold_key_when_dead => true);
+SELECT outbox.set_topic('sub.s', 'sub.r', hold_key_when_dead => NULL);
 SET ROLE regress_outbox_ann;
 SELECT outbox.set_topic('sub.s', 'sub.r', on_confirmed => 'deaf(outbox.message)');
 SELECT outbox.set_topic('sub.s', 'sub.r', on_failed => 'deaf(outbox.message)');

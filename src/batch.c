@@ -30,7 +30,7 @@ batch_init(Batch *batch)
 										 BATCH_MESSAGES * sizeof(OutMessage));
 }
 
-static bool
+bool
 batch_has(const Batch *batch, int quarters)
 {
 	return batch->n >= BATCH_MESSAGES / 4 * quarters ||
@@ -195,6 +195,7 @@ fill_record(const Batch *batch, OutMessage *message, const LogRow *row)
 	fill_topic(batch, message, row->topic);
 	if (slot->tts_isnull[Anum_log_key - 1])
 	{
+		message->key = NULL;
 		record->key = id_text;
 		record->key_len = UUID_TEXT_LEN;
 	}
@@ -202,6 +203,7 @@ fill_record(const Batch *batch, OutMessage *message, const LogRow *row)
 	{
 		char	   *key = TextDatumGetCString(slot->tts_values[Anum_log_key - 1]);
 
+		message->key = key;
 		record->key_len = strlen(key);
 		record->key = to_utf8(key, &record->key_len);
 	}
@@ -217,7 +219,7 @@ fill_record(const Batch *batch, OutMessage *message, const LogRow *row)
 	fill_headers(message, id_text, headers);
 }
 
-static void
+void
 batch_add(Batch *batch, const LogRow *row, MessageSource source)
 {
 	OutMessage *message = &batch->messages[batch->n++];
@@ -229,6 +231,7 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 	message->clock = row->clock;
 	message->source = source;
 	message->attempts = row->attempts;
+	message->lane = row->lane;
 	message->fate = FATE_OPEN;
 	message->class = OUTCOME_OK;
 	message->error = NULL;
@@ -237,6 +240,7 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 		OUTBOX_MESSAGE_OVERHEAD;
 	for (int i = 0; i < message->record.nheaders; i++)
 		batch->bytes += message->record.headers[i].len;
+	chain_add(batch);
 	MemoryContextSwitchTo(old);
 }
 
@@ -244,7 +248,8 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
  * The sources
  *
  * Each has its share of the batch, lest the backlog of one delay the others:
- * outbox.delayed a quarter, held topics a half, the publish sweep the rest.
+ * outbox.delayed a quarter, held topics a half, the queues of keys what is left
+ * of three quarters, the publish sweep the rest.
  * --------------------------------------------------------------------- */
 
 /*
@@ -312,14 +317,15 @@ read_held(Batch *batch, const Sweep *sweep, Held *held, int sharers, Snapshot sn
 	while (log_scan_next(scan, &row) && row.clock < sweep_highest(sweep))
 	{
 		if (added == most || rows++ == most_rows || batch_is_full(batch) ||
-			(added > 0 && batch->bytes >= until))
+			key_queue_is_full() || (added > 0 && batch->bytes >= until))
 		{
 			held->met = false;
 			break;
 		}
 		held->upto = row.clock + 1;
 		if (row.status == STATUS_NEW && sweep_has_lane(sweep, row.lane) &&
-			!sweep_wants(sweep, row.lane, row.clock) && strcmp(row.topic, held->topic) == 0)
+			!sweep_wants(sweep, row.lane, row.clock) &&
+			strcmp(row.topic, held->topic) == 0 && !chain_passes_by(batch, &row))
 		{
 			batch_add(batch, &row, SOURCE_HELD);
 			held->found = ++added;
@@ -366,17 +372,17 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 			recovery_wake();
 		if (row.status != STATUS_NEW || !sweep_wants(sweep, row.lane, row.clock))
 			continue;
-		if (batch_is_full(batch))
+		if (batch_is_full(batch) || key_queue_is_full())
 		{
 			batch->upto = row.clock;
 			break;
 		}
 		held = held_find(row.topic);
-		if (held == NULL || held->released ||
-			(held->met && held->state == HELD_CATCHING_UP))
-			batch_add(batch, &row, SOURCE_SWEEP);
-		else
+		if (held != NULL && !held->released &&
+			!(held->met && held->state == HELD_CATCHING_UP))
 			held_pass_by(held, row.clock);
+		else if (!chain_passes_by(batch, &row))
+			batch_add(batch, &row, SOURCE_SWEEP);
 	}
 	log_scan_end(scan);
 }
@@ -389,12 +395,16 @@ batch_read(Batch *batch, Sweep *sweep)
 	MemoryContextReset(batch->context);
 	batch->n = 0;
 	batch->bytes = 0;
+	batch->chains = NULL;
 	batch->looked_at = false;
 
 	/* whatever the snapshot shows was written before now */
 	batch->flush = outbox_insert_end_lsn();
 
 	read_delayed(batch, sweep, snapshot);
+	key_holds_begin_pass();
 	read_all_held(batch, sweep, snapshot);
+	chain_read_queues(batch, snapshot);
 	read_sweep(batch, sweep, snapshot);
+	key_queue_save();
 }

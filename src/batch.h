@@ -11,6 +11,7 @@
 #include "access/xlogdefs.h"
 
 #include "held.h"
+#include "key_hold.h"
 #include "log_scan.h"
 #include "sweep.h"
 #include "topic_config.h"
@@ -27,7 +28,8 @@ typedef enum MessageSource
 {
 	SOURCE_SWEEP,				/* the publish sweep */
 	SOURCE_HELD,				/* a held topic's own sweep */
-	SOURCE_DELAYED				/* outbox.delayed */
+	SOURCE_DELAYED,				/* outbox.delayed */
+	SOURCE_KEY					/* the queue of a key that goes on */
 } MessageSource;
 
 typedef enum Fate
@@ -36,6 +38,7 @@ typedef enum Fate
 	FATE_SENT,
 	FATE_DEAD,
 	FATE_ALONE,					/* to be sent again, by itself */
+	FATE_BEHIND,				/* not sent yet: one of its key comes before it */
 	FATE_LEFT					/* stays NEW */
 } Fate;
 
@@ -47,6 +50,10 @@ typedef struct OutMessage
 	MessageSource source;
 	int			attempts;
 	const TopicConfig *config;	/* NULL if it expects nothing back */
+	int			lane;
+	const char *key;			/* in the database's encoding, NULL for none */
+	bool		in_chain;		/* goes out when the one of its key before it has */
+	int			next;			/* the one behind it, -1: none */
 	BridgeRecord record;
 	Fate		fate;
 	OutcomeClass class;
@@ -59,6 +66,7 @@ typedef struct Batch
 	OutMessage *messages;		/* in the order of publishing */
 	int			n;
 	Size		bytes;
+	HTAB	   *chains;			/* see chain.c; NULL: none */
 	bool		looked_at;		/* the publish sweep met a row, its own or not */
 	MessageClock upto;			/* where the publish sweep came to */
 	XLogRecPtr	flush;			/* what must be durable before they leave */
@@ -72,13 +80,41 @@ extern void batch_init(Batch *batch);
  */
 extern void batch_read(Batch *batch, Sweep *sweep);
 
+/* Appends a message; the batch isn't full */
+extern void batch_add(Batch *batch, const LogRow *row, MessageSource source);
+
+/* Has it that many quarters of what it may have? */
+extern bool batch_has(const Batch *batch, int quarters);
+
+/* ---- chain.c: messages of one key that go out one after the other ---- */
+
+/*
+ * Of a topic that holds its keys, a message whose key is held, or that has
+ * enough in the batch, goes to the key's queue: true.  In the transaction of
+ * batch_read.
+ */
+extern bool chain_passes_by(Batch *batch, const LogRow *row);
+
+/* The message that was added last is the last one of its chain */
+extern void chain_add(Batch *batch);
+
+/* Reads the queues of keys that go on; in the transaction of batch_read */
+extern void chain_read_queues(Batch *batch, Snapshot snapshot);
+
+/*
+ * Writes what the fates mean for the keys: holds those of which a message
+ * died, and takes from the queues what went out.  In the transaction that marks
+ * the messages, after that.
+ */
+extern void chain_write(const Batch *batch);
+
 /*
  * deliver.c: hands the batch to the bridge and waits until every message has
  * its fate.  In no transaction.  Holds topics as the outcomes say.
  */
 extern void batch_deliver(Batch *batch, Worker *worker);
 
-/* publisher.c: an event that isn't an outcome */
+/* topic_admin.c: an event that isn't an outcome */
 extern void publisher_event(Worker *worker, const BridgeEvent *event);
 
 #endif							/* OUTBOX_BATCH_H */

@@ -28,6 +28,8 @@ typedef struct Delivery
 	int			open;			/* messages in the bridge */
 	bool		purged;
 	const char *finished;		/* why the bridge's client is, NULL if it isn't */
+	int		   *ready;			/* those whose turn in their chain has come */
+	int			nready;
 	TimestampTz deadline;
 } Delivery;
 
@@ -56,15 +58,20 @@ is_waiting(const OutMessage *message)
 	return held != NULL && !held->released && held->state == HELD_WAITING;
 }
 
-/* The message stays NEW, and so do those of its topic that follow */
+/*
+ * The message stays NEW, and so do those of its topic that follow.  What is in
+ * the queue of its key needs no mark.
+ */
 static void
-leave_and_hold(OutMessage *message, const char *reason)
+leave_and_hold(const Batch *batch, OutMessage *message, const char *reason)
 {
+	MessageClock from = message->source == SOURCE_KEY ? batch->upto : message->clock;
+
 	message->fate = FATE_LEFT;
 	if (is_waiting(message))
-		held_pass_by(held_find(message->record.topic), message->clock);
+		held_pass_by(held_find(message->record.topic), from);
 	else
-		held_hold(message->record.topic, message->clock, reason, message->error);
+		held_hold(message->record.topic, from, reason, message->error);
 }
 
 static const char *
@@ -102,6 +109,8 @@ settle(Delivery *delivery, const BridgeOutcome *outcome)
 	{
 		case OUTCOME_OK:
 			message->fate = FATE_SENT;
+			if (message->next >= 0)
+				delivery->ready[delivery->nready++] = message->next;
 			break;
 		case OUTCOME_REJECTED:
 			message->fate = FATE_DEAD;
@@ -111,13 +120,13 @@ settle(Delivery *delivery, const BridgeOutcome *outcome)
 			message->fate = FATE_ALONE;
 			break;
 		case OUTCOME_TOPIC_MISSING:
-			leave_and_hold(message, "missing");
+			leave_and_hold(delivery->batch, message, "missing");
 			break;
 		case OUTCOME_TOPIC_DENIED:
-			leave_and_hold(message, "denied");
+			leave_and_hold(delivery->batch, message, "denied");
 			break;
 		case OUTCOME_TOPIC_MISCONFIGURED:
-			leave_and_hold(message, "misconfigured");
+			leave_and_hold(delivery->batch, message, "misconfigured");
 			break;
 		case OUTCOME_CLIENT_FINISHED:
 			message->fate = FATE_LEFT;
@@ -131,7 +140,7 @@ settle(Delivery *delivery, const BridgeOutcome *outcome)
 		case OUTCOME_UNKNOWN:
 			/* where no broker answers it isn't the topic's fault */
 			if (delivery->worker->brokers_up)
-				leave_and_hold(message, "failing");
+				leave_and_hold(delivery->batch, message, "failing");
 			else
 				message->fate = FATE_LEFT;
 			break;
@@ -150,6 +159,27 @@ leave_open(Delivery *delivery)
 			message->fate = FATE_LEFT;
 	}
 	delivery->open = 0;
+	delivery->nready = 0;
+}
+
+/* Hands over those whose turn has come, unless they have to wait all the same */
+static void
+hand_over_ready(Delivery *delivery)
+{
+	int			n = delivery->nready;
+
+	delivery->nready = 0;
+	if (n == 0 || delivery->purged || delivery->finished != NULL ||
+		delivery->worker->bridge == NULL)
+		return;
+	for (int i = 0; i < n; i++)
+	{
+		OutMessage *message = &delivery->batch->messages[delivery->ready[i]];
+
+		if (message->fate == FATE_BEHIND && !is_waiting(message))
+			hand_over(delivery, delivery->ready[i]);
+	}
+	bridge_flush(delivery->worker->bridge);
 }
 
 static void
@@ -169,6 +199,7 @@ take_events(Delivery *delivery)
 				extend_deadline(delivery, outbox_ack_timeout);
 		}
 	}
+	hand_over_ready(delivery);
 }
 
 /* Waits until every message in the bridge has an outcome, or the bridge died */
@@ -232,8 +263,12 @@ batch_deliver(Batch *batch, Worker *worker)
 	Delivery	delivery = {.batch = batch, .worker = worker};
 	bool		left = false;
 
+	delivery.ready = MemoryContextAlloc(batch->context, Max(batch->n, 1) * sizeof(int));
 	for (int i = 0; i < batch->n; i++)
-		hand_over(&delivery, i);
+	{
+		if (batch->messages[i].fate != FATE_BEHIND)
+			hand_over(&delivery, i);
+	}
 	await_outcomes(&delivery);
 
 	/* where one is left, those after it are, too: they must not overtake it */
@@ -246,7 +281,7 @@ batch_deliver(Batch *batch, Worker *worker)
 	}
 	for (int i = 0; i < batch->n; i++)
 	{
-		if (batch->messages[i].fate == FATE_ALONE)
+		if (batch->messages[i].fate == FATE_ALONE || batch->messages[i].fate == FATE_BEHIND)
 			batch->messages[i].fate = FATE_LEFT;
 	}
 	if (delivery.finished != NULL && worker->bridge != NULL)

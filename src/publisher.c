@@ -21,7 +21,6 @@
 #include "announce.h"
 #include "batch.h"
 #include "recovery.h"
-#include "safe_text.h"
 #include "store.h"
 #include "topic_admin.h"
 #include "topic_config.h"
@@ -75,6 +74,7 @@ load(Publisher *publisher)
 	publisher->loaded = sweep_load(&publisher->sweep, worker->extension, worker->number,
 								   worker->count);
 	held_load(worker->number, worker->count);
+	key_holds_load(&publisher->sweep);
 	if (is_first(publisher))
 		recovery_wake();
 }
@@ -111,6 +111,8 @@ read_batch(Publisher *publisher)
 		recovery_topics_changed();
 	if (changed || !loaded)
 		held_load_paused(sweep_lowest(&publisher->sweep));
+	if (changed || key_holds_due())
+		key_holds_judge();
 	if (new_bridge)
 	{
 		topic_admin_restart();
@@ -306,6 +308,7 @@ write_outcomes(Publisher *publisher)
 	{
 		write_sent(publisher);
 		write_dead(publisher);
+		chain_write(&publisher->batch);
 		publisher->unsaved = true;
 	}
 
@@ -346,7 +349,8 @@ move_on(Publisher *publisher)
 		held = held_find(message->record.topic);
 		if (held != NULL && !held->released && held->state == HELD_WAITING)
 		{
-			held_pass_by(held, message->clock);
+			if (message->source != SOURCE_KEY)
+				held_pass_by(held, message->clock);
 			continue;
 		}
 		if (message->source == SOURCE_SWEEP)
@@ -359,7 +363,7 @@ move_on(Publisher *publisher)
 		publisher->more = publisher->more || publisher->worker->bridge != NULL;
 	}
 	held_end_pass();
-	if (batch->upto < publisher->sweep.clock || held_working() > 0)
+	if (batch->upto < publisher->sweep.clock || held_working() > 0 || key_holds_working())
 		publisher->more = true;
 }
 
@@ -393,25 +397,6 @@ pass(Publisher *publisher)
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(publisher->pass_context);
-}
-
-void
-publisher_event(Worker *worker, const BridgeEvent *event)
-{
-	if (event->type == BRIDGE_TOPIC)
-	{
-		char		error[WORKER_TEXT_LEN];
-
-		safe_text_printf(error, sizeof(error), "%s: %s", event->error, event->text);
-		held_answer(event->topic, event->topic_class == OUTCOME_OK,
-					event->topic_class == OUTCOME_TOPIC_DENIED ? "denied" :
-					event->topic_class == OUTCOME_TOPIC_MISSING ? "missing" :
-					event->topic_class == OUTCOME_TOPIC_MISCONFIGURED ? "misconfigured" :
-					"failing", error);
-		topic_admin_event(event);
-	}
-	else if (event->type == BRIDGE_ADMIN_DONE)
-		topic_admin_event(event);
 }
 
 /* ---------------------------------------------------------------------

@@ -16,6 +16,7 @@
 #include "utils/memutils.h"
 
 #include "announce.h"
+#include "batch.h"
 #include "held.h"
 #include "safe_text.h"
 #include "store.h"
@@ -318,4 +319,23 @@ topic_admin_save(void)
 			hash_search(requests, &request->number, HASH_REMOVE, NULL);
 		}
 	}
+}
+
+void
+publisher_event(Worker *worker, const BridgeEvent *event)
+{
+	if (event->type == BRIDGE_TOPIC)
+	{
+		char		error[WORKER_TEXT_LEN];
+
+		safe_text_printf(error, sizeof(error), "%s: %s", event->error, event->text);
+		held_answer(event->topic, event->topic_class == OUTCOME_OK,
+					event->topic_class == OUTCOME_TOPIC_DENIED ? "denied" :
+					event->topic_class == OUTCOME_TOPIC_MISSING ? "missing" :
+					event->topic_class == OUTCOME_TOPIC_MISCONFIGURED ? "misconfigured" :
+					"failing", error);
+		topic_admin_event(event);
+	}
+	else if (event->type == BRIDGE_ADMIN_DONE)
+		topic_admin_event(event);
 }

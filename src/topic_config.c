@@ -23,6 +23,7 @@
 PG_FUNCTION_INFO_V1(outbox_config_changed);
 
 static HTAB *configs = NULL;
+static HTAB *key_holders = NULL;	/* the topics with hold_key_when_dead */
 static Oid	config_relid = InvalidOid;
 static bool stale = true;
 
@@ -37,6 +38,29 @@ void
 topic_config_init(void)
 {
 	CacheRegisterRelcacheCallback(config_inval, (Datum) 0);
+}
+
+static void
+load_key_holders(void)
+{
+	HASHCTL		ctl = {0};
+	uint64		rows;
+
+	if (key_holders != NULL)
+		hash_destroy(key_holders);
+	ctl.keysize = ctl.entrysize = OUTBOX_TOPIC_LEN + 1;
+	key_holders = hash_create("outbox topics that hold keys", 16, &ctl,
+							  HASH_ELEM | HASH_STRINGS);
+	rows = store_execute("SELECT topic FROM outbox.topic_config WHERE hold_key_when_dead",
+						 0, NULL, NULL, NULL);
+	for (uint64 i = 0; i < rows; i++)
+	{
+		char		topic[OUTBOX_TOPIC_LEN + 1] = {0};
+
+		strlcpy(topic, SPI_getvalue(SPI_tuptable->vals[i], SPI_tuptable->tupdesc, 1),
+				sizeof(topic));
+		hash_search(key_holders, topic, HASH_ENTER, NULL);
+	}
 }
 
 static void
@@ -87,6 +111,7 @@ topic_config_refresh(void)
 	stale = false;
 	config_relid = outbox_relation_oid("topic_config");
 	load();
+	load_key_holders();
 	return true;
 }
 
@@ -94,6 +119,13 @@ const TopicConfig *
 topic_config_find(const char *topic)
 {
 	return hash_search(configs, topic, HASH_FIND, NULL);
+}
+
+bool
+topic_config_holds_keys(const char *topic)
+{
+	return hash_get_num_entries(key_holders) > 0 &&
+		hash_search(key_holders, topic, HASH_FIND, NULL) != NULL;
 }
 
 static int

@@ -32,6 +32,9 @@ extern void topic_config_distrust(void);
 /* NULL if the topic expects nothing back */
 extern const TopicConfig *topic_config_find(const char *topic);
 
+/* Is it to keep a key's messages back behind one that is DEAD? */
+extern bool topic_config_holds_keys(const char *topic);
+
 /*
  * The distinct timeouts of the topics with a result topic, palloc'd,
  * ascending; n tells how many.
