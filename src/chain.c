@@ -68,8 +68,7 @@ chain_passes_by(Batch *batch, const LogRow *row)
 	KeyHold    *hold;
 	char	   *key;
 
-	if (!lane_has_order(row->lane) ||
-		!(key_holds_exist() || topic_config_holds_keys(row->topic)))
+	if (!lane_has_order(row->lane) || !key_holds_concern(row->topic))
 		return false;
 	slot_getsomeattrs(row->slot, Anum_log_key);
 	if (row->slot->tts_isnull[Anum_log_key - 1])
@@ -152,9 +151,10 @@ read_queue(Batch *batch, KeyHold *hold, int most, Snapshot snapshot)
 void
 chain_read_queues(Batch *batch, Snapshot snapshot)
 {
+	KeyHoldTurns turns = {0};
 	KeyHold    *hold;
 
-	while (!batch_has(batch, 3) && (hold = key_hold_next_turn()) != NULL)
+	while (!batch_has(batch, 3) && (hold = key_hold_next_turn(&turns)) != NULL)
 	{
 		Held	   *held = held_find(hold->name.topic);
 		bool		probe = held != NULL && !held->released && held->state == HELD_PROBING;
@@ -166,6 +166,7 @@ chain_read_queues(Batch *batch, Snapshot snapshot)
 		if (probe)
 			held->found = batch->n - before;
 	}
+	key_hold_stop_turns(&turns);
 }
 
 /* Takes from the queues what went out, or died */
@@ -180,10 +181,10 @@ forget_queued(const Batch *batch)
 	{
 		const OutMessage *message = &batch->messages[i];
 		KeyName		name = {message->record.topic, message->key};
-		KeyHold    *hold = message->key != NULL && lane_has_order(message->lane) ?
-			key_hold_find(&name) : NULL;
+		KeyHold    *hold;
 
-		if (hold == NULL)
+		if (message->key == NULL || !lane_has_order(message->lane) ||
+			!key_holds_concern(name.topic) || (hold = key_hold_find(&name)) == NULL)
 			continue;
 		if (message->fate == FATE_LEFT)
 		{
@@ -230,8 +231,7 @@ tell_of_resent(const Batch *batch)
 void
 chain_write(const Batch *batch)
 {
-	if (key_holds_exist())
-		forget_queued(batch);
+	forget_queued(batch);
 	tell_of_resent(batch);
 	for (int i = 0; i < batch->n; i++)
 	{

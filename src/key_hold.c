@@ -29,6 +29,8 @@
 static MemoryContext context = NULL;
 static HTAB *key_holds = NULL;
 static TimestampTz judge_at = 0;
+static int	ngoing_on = 0;
+static bool strays = false;		/* some of those are of topics that hold no keys */
 
 /* What this pass has entered */
 static Datum *new_numbers = NULL;
@@ -72,16 +74,22 @@ key_names_create(const char *title, Size entry_size, MemoryContext parent)
 					   HASH_ELEM | HASH_FUNCTION | HASH_COMPARE | HASH_CONTEXT);
 }
 
-bool
-key_holds_exist(void)
+static bool
+any_exists(void)
 {
 	return key_holds != NULL && hash_get_num_entries(key_holds) > 0;
+}
+
+bool
+key_holds_concern(const char *topic)
+{
+	return topic_config_holds_keys(topic) || (ngoing_on > 0 && strays);
 }
 
 KeyHold *
 key_hold_find(const KeyName *name)
 {
-	return key_holds_exist() ? hash_search(key_holds, name, HASH_FIND, NULL) : NULL;
+	return any_exists() ? hash_search(key_holds, name, HASH_FIND, NULL) : NULL;
 }
 
 /* There must be none yet of that name */
@@ -107,6 +115,13 @@ set_dead(KeyHold *hold, const pg_uuid_t *dead)
 		hold->dead = *dead;
 }
 
+static void
+set_going_on(KeyHold *hold, bool goes_on)
+{
+	ngoing_on += (int) goes_on - (int) hold->goes_on;
+	hold->goes_on = goes_on;
+}
+
 /* The messages of its topic may be published, or one may to try it */
 static bool
 may_go_on(const KeyHold *hold)
@@ -114,27 +129,6 @@ may_go_on(const KeyHold *hold)
 	const Held *held = held_find(hold->name.topic);
 
 	return hold->goes_on && (held == NULL || held->released || held->state >= HELD_PROBING);
-}
-
-KeyHold *
-key_hold_next_turn(void)
-{
-	HASH_SEQ_STATUS status;
-	KeyHold    *hold;
-
-	if (!key_holds_exist())
-		return NULL;
-	hash_seq_init(&status, key_holds);
-	while ((hold = hash_seq_search(&status)) != NULL)
-	{
-		if (!hold->served && may_go_on(hold))
-		{
-			hold->served = true;
-			hash_seq_term(&status);
-			return hold;
-		}
-	}
-	return NULL;
 }
 
 /*
@@ -148,12 +142,14 @@ key_holds_begin_pass(void)
 	KeyHold    *hold;
 	bool		all = true;
 
-	if (!key_holds_exist())
+	strays = false;
+	if (ngoing_on == 0)
 		return;
 	hash_seq_init(&status, key_holds);
 	while ((hold = hash_seq_search(&status)) != NULL)
 	{
 		hold->passed_by = hold->left = false;
+		strays = strays || (hold->goes_on && !topic_config_holds_keys(hold->name.topic));
 		all = all && (hold->served || !may_go_on(hold));
 	}
 	if (!all)
@@ -163,13 +159,45 @@ key_holds_begin_pass(void)
 		hold->served = false;
 }
 
+KeyHold *
+key_hold_next_turn(KeyHoldTurns *turns)
+{
+	KeyHold    *hold;
+
+	if (!turns->started)
+	{
+		if (ngoing_on == 0)
+			return NULL;
+		hash_seq_init(&turns->status, key_holds);
+		turns->started = true;
+	}
+	while ((hold = hash_seq_search(&turns->status)) != NULL)
+	{
+		if (!hold->served && may_go_on(hold))
+		{
+			hold->served = true;
+			return hold;
+		}
+	}
+	turns->started = false;
+	return NULL;
+}
+
+void
+key_hold_stop_turns(KeyHoldTurns *turns)
+{
+	if (turns->started)
+		hash_seq_term(&turns->status);
+	turns->started = false;
+}
+
 bool
 key_holds_working(void)
 {
 	HASH_SEQ_STATUS status;
 	KeyHold    *hold;
 
-	if (!key_holds_exist())
+	if (ngoing_on == 0)
 		return false;
 	hash_seq_init(&status, key_holds);
 	while ((hold = hash_seq_search(&status)) != NULL)
@@ -202,6 +230,7 @@ key_holds_load(const Sweep *sweep)
 	MemoryContextReset(context);
 	key_holds = key_names_create("outbox held keys", sizeof(KeyHold), context);
 	nnew = 0;
+	ngoing_on = 0;
 	judge_at = 0;
 
 	/* decisions about what is held no more */
@@ -221,7 +250,7 @@ key_holds_load(const Sweep *sweep)
 		if (!sweep_has_lane(sweep, DatumGetInt16(SPI_getbinval(tuple, desc, 4, &isnull))))
 			continue;
 		hold = hold_enter(&name, DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull)));
-		hold->goes_on = DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull));
+		set_going_on(hold, DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull)));
 		dead = SPI_getbinval(tuple, desc, 5, &isnull);
 		set_dead(hold, isnull ? NULL : DatumGetUUIDP(dead));
 	}
@@ -230,7 +259,7 @@ key_holds_load(const Sweep *sweep)
 bool
 key_holds_due(void)
 {
-	return key_holds_exist() && GetCurrentTimestamp() >= judge_at;
+	return any_exists() && GetCurrentTimestamp() >= judge_at;
 }
 
 static int
@@ -285,7 +314,7 @@ key_holds_judge(void)
 	bool		any_released;
 	int			n;
 
-	if (!key_holds_exist())
+	if (!any_exists())
 		return;
 	judge_at = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), JUDGE_INTERVAL);
 	any_released = store_execute("SELECT FROM outbox.key_released LIMIT 1",
@@ -303,7 +332,7 @@ key_holds_judge(void)
 		if (!is_over(&states[i]) && topic_config_holds_keys(holds[i]->name.topic) &&
 			!(any_released && is_released(holds[i])))
 			continue;
-		holds[i]->goes_on = true;
+		set_going_on(holds[i], true);
 		store_execute("UPDATE outbox.key_hold SET goes_on = true WHERE hold = $1",
 					  1, types, values, NULL);
 		ereport(LOG,
@@ -340,7 +369,7 @@ key_hold_make(const KeyName *name, int lane, const pg_uuid_t *dead)
 	else
 		elog(ERROR, "could not hold a key of topic \"%s\"", name->topic);
 	set_dead(hold, dead);
-	hold->goes_on = dead == NULL;
+	set_going_on(hold, dead == NULL);
 	judge_at = 0;
 	return hold;
 }
@@ -355,6 +384,7 @@ key_hold_end(KeyHold *hold)
 	store_execute("WITH ended AS (DELETE FROM outbox.key_hold WHERE hold = $1 RETURNING id)"
 				  " DELETE FROM outbox.key_released AS r USING ended AS e WHERE r.id = e.id",
 				  1, types, values, NULL);
+	set_going_on(hold, false);
 	hash_search(key_holds, &name, HASH_REMOVE, NULL);
 	pfree((char *) name.topic);
 	pfree((char *) name.key);

@@ -73,17 +73,27 @@ extern bool key_holds_due(void);
 /* Looks which ones are decided: they go on */
 extern void key_holds_judge(void);
 
-/* Only memory: is there any? */
-extern bool key_holds_exist(void);
+/* Only memory: can a key of the topic be held, or have a queue? */
+extern bool key_holds_concern(const char *topic);
 
 /* Only memory: NULL if the key isn't held and has no queue */
 extern KeyHold *key_hold_find(const KeyName *name);
 
-/* Only memory: the next one that may go on and has not had its turn, else NULL */
-extern KeyHold *key_hold_next_turn(void);
-
 /* Only memory: a pass begins, whose turns are those that are left */
 extern void key_holds_begin_pass(void);
+
+/*
+ * Only memory: the next one that may go on and has not had its turn, NULL at the
+ * end.  No hold is made meanwhile, and none ended but the last one returned.
+ * Who stops before the end says so.
+ */
+typedef struct KeyHoldTurns
+{
+	bool		started;
+	HASH_SEQ_STATUS status;
+} KeyHoldTurns;
+extern KeyHold *key_hold_next_turn(KeyHoldTurns *turns);
+extern void key_hold_stop_turns(KeyHoldTurns *turns);
 
 /* Only memory: will another pass have messages of some queue to publish? */
 extern bool key_holds_working(void);
