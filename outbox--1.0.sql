@@ -513,7 +513,11 @@ BEGIN ATOMIC
 	WHERE l.status = 'N'
 		AND l.id >= (SELECT c.cursor FROM (SELECT cursor FROM outbox.lane
 										   UNION ALL
-										   SELECT cursor FROM outbox.held) AS c
+										   SELECT cursor FROM outbox.held
+										   UNION ALL
+										   SELECT (SELECT w.id FROM outbox.key_waiting AS w
+												   WHERE w.hold = h.hold ORDER BY w.id LIMIT 1)
+										   FROM outbox.key_hold AS h) AS c
 					 ORDER BY c.cursor LIMIT 1)
 	GROUP BY l.topic;
 END;
@@ -567,6 +571,8 @@ CREATE VIEW outbox.topic AS
 		END AS hint,
 		coalesce(b.messages, 0) AS backlog,
 		pg_catalog.clock_timestamp() - b.oldest AS oldest_new_age,
+		(SELECT pg_catalog.count(*) FROM outbox.key_hold AS k
+		 WHERE k.topic = t.topic AND NOT k.goes_on) AS held_keys,
 		c.result_topic, c.result_timeout, c.max_attempts,
 		s.partitions, s.leaderless, s.replication_factor, s.min_insync_replicas,
 		CASE WHEN s.replication_factor < 3 OR s.min_insync_replicas < 2
