@@ -75,11 +75,12 @@ sub held_keys_are
 
 sub left_is
 {
-	my ($topic, $expected) = @_;
+	my ($topic, $expected, $timeout) = @_;
 
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 	return wait_for_value($node, 'postgres',
-		"SELECT count(*) FROM outbox.message WHERE topic = '$topic' AND status = 'NEW'", $expected);
+		"SELECT count(*) FROM outbox.message WHERE topic = '$topic' AND status = 'NEW'", $expected,
+		$timeout);
 }
 
 sub resend
@@ -116,6 +117,9 @@ subtest 'a message dies' => sub {
 	put('orders', 'bad 1,good 1', 21, 22);
 	held_keys_are('orders', 'bad 1 held 17, bad 2 held 15, bad 3 held 15');
 	left_is('orders', 47);
+	is( $node->safe_psql('postgres',
+			"SELECT backlog, held_keys, state FROM outbox.topic WHERE topic = 'orders'"),
+		'47|3|ready', 'outbox.topic counts them');
 	is(numbers('orders')->{'good 1'}, run(1, 22), 'the same for later ones');
 };
 
@@ -257,6 +261,15 @@ subtest 'one of a key is under way' => sub {
 		like($numbers->{$key}, qr/^1 2 (2 )?3 4 5$/, "of $key only the first can be there twice");
 	}
 	is_deeply(numbers('few', 1), { a => run(1, 5), b => run(1, 5) }, 'all are there');
+
+	# more than a batch takes of a key, and none of these has gone out
+	$kafka->pause;
+	put('few', 'a,b', 6, 205);
+	wait_for_value($node, 'postgres', 'SELECT count(*) > 0 FROM outbox.key_waiting', 't');
+	kill('KILL', bridge_pids($node));
+	$kafka->resume;
+	left_is('few', 0);
+	is_deeply(numbers('few', 1), { a => run(1, 205), b => run(1, 205) }, 'what is queued waits');
 };
 
 subtest 'others are not slowed down' => sub {
@@ -300,6 +313,16 @@ subtest 'several publishers, and all of them end' => sub {
 	set_conf($node, 'outbox.publishers' => 4);
 	wait_for_value($node, 'postgres',
 		q(SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'outbox publisher%'), 4);
+	new_topic('told', 5);
+	put('told', join(',', @keys), 1, 3, 2);
+	left_is('told', 12);
+	$kafka->alter_config('told', 'max.message.bytes' => 100_000);
+	$node->safe_psql('postgres',
+		"SELECT outbox.resend(dead_id) FROM outbox.held_key WHERE topic = 'told'");
+	left_is('told', 0, 5);
+	is_deeply(numbers('told'), { map { $_ => run(1, 3) } @keys },
+		'the first one publishes what is resent, and the others hear of it');
+
 	new_topic('many', 5);
 	put('many', join(',', @keys), 1, 300, 7);
 	kill('TERM', $pid->(1));
