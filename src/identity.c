@@ -27,6 +27,7 @@
 
 #include "announce.h"
 #include "compat.h"
+#include "identity.h"
 #include "store.h"
 #include "worker.h"
 
@@ -102,6 +103,15 @@ identity_check(void)
 	return NULL;
 }
 
+/* The transaction whose rows are from this log itself */
+static LocalTransactionId moves_rows = InvalidLocalTransactionId;
+
+void
+log_guard_expect_own(void)
+{
+	moves_rows = outbox_local_xid();
+}
+
 /*
  * Row trigger of the log: a row that capture didn't write, by COPY of a
  * restore, by a subscriber or by hand, parks the database.
@@ -116,7 +126,7 @@ outbox_log_guard(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("outbox.log_guard must be called as a trigger")));
-	if (outbox_shared != NULL && (parked_in != outbox_local_xid() ||
+	if (outbox_shared != NULL && moves_rows != outbox_local_xid() && (parked_in != outbox_local_xid() ||
 								  parked_in_sub != GetCurrentSubTransactionId()))
 	{
 		if (SPI_connect() != SPI_OK_CONNECT)

@@ -24,6 +24,7 @@
 #include "message_id.h"
 #include "outbox.h"
 #include "relation.h"
+#include "ring.h"
 
 /* Columns of outbox.delayed */
 enum
@@ -164,6 +165,27 @@ delay(const pg_uuid_t *id, TimestampTz due)
 }
 
 /*
+ * Opens the current segment.  Its number is looked at again under the lock:
+ * once a segment isn't the current one and nobody holds this lock on it,
+ * nothing is put into it any more.
+ */
+static uint32
+open_current_segment(DatabaseSlot *database, OpenTable *open)
+{
+	if (unlikely(ring_is_due(database)))
+		ring_advance(database);
+	for (;;)
+	{
+		uint32		segment = pg_atomic_read_u32(&database->segment);
+
+		log_segment_open(segment, RowExclusiveLock, open);
+		if (likely(pg_atomic_read_u32(&database->segment) == segment))
+			return segment;
+		open_table_close(open);
+	}
+}
+
+/*
  * The segment is locked before its bit is set, so that whoever truncates it
  * and clears the bit does so before us or after this transaction.  The id is
  * taken last: what is in the log then is in the order of its insertion.
@@ -182,8 +204,7 @@ log_append(const NewMessage *message, pg_uuid_t *id)
 	message_floor_ensure();
 	announce_transaction();
 
-	segment = pg_atomic_read_u32(&database->segment) % OUTBOX_SEGMENTS;
-	log_segment_open(segment, RowExclusiveLock, &open);
+	segment = open_current_segment(database, &open);
 	if (!(pg_atomic_read_u32(&database->segments_used) & segment_bit(segment)))
 		pg_atomic_fetch_or_u32(&database->segments_used, segment_bit(segment));
 	if (unlikely(log_slot == NULL))

@@ -29,6 +29,7 @@
 #include "message_id.h"
 #include "outbox.h"
 #include "relation.h"
+#include "ring.h"
 
 #define TICKS_PER_MS	4096
 #define MESSAGE_CLOCK_MAX	((UINT64CONST(1) << 60) - 1)
@@ -45,7 +46,7 @@ static MessageClock clock_take(void);
 static uint64 random_bits(void);
 static void id_build(pg_uuid_t *id, MessageClock clock, uint64 low);
 static bool id_has_clock(const pg_uuid_t *id);
-static bool largest_id(int segment, pg_uuid_t *id);
+static bool outermost_id(int segment, ScanDirection direction, pg_uuid_t *id);
 
 static MessageClock
 time_of_day(void)
@@ -203,14 +204,21 @@ message_clock_at(TimestampTz timestamp)
 		(MessageClock) (us % 1000 * TICKS_PER_MS + 999) / 1000;
 }
 
+MessageClock
+message_clock_ticks(int64 microseconds)
+{
+	return (MessageClock) (microseconds / 1000) * TICKS_PER_MS +
+		(MessageClock) (microseconds % 1000 * TICKS_PER_MS / 1000);
+}
+
 /*
- * The largest id of a segment, straight from its index and whatever became of
+ * The first or last id of a segment, straight from its index and whatever became of
  * the row: those of prepared transactions count, and the others do no harm.
  * Rows with other UUIDs, which only a superuser can have put there, are passed
  * over, for they would carry the clock of the whole instance away.
  */
 static bool
-largest_id(int segment, pg_uuid_t *id)
+outermost_id(int segment, ScanDirection direction, pg_uuid_t *id)
 {
 	OpenTable	open;
 	IndexScanDesc scan;
@@ -220,7 +228,7 @@ largest_id(int segment, pg_uuid_t *id)
 	scan = index_scan_begin(open.table, open.pkey, SnapshotAny, 0);
 	scan->xs_want_itup = true;
 	index_rescan(scan, NULL, 0, NULL, 0);
-	while (!found && index_getnext_tid(scan, BackwardScanDirection) != NULL)
+	while (!found && index_getnext_tid(scan, direction) != NULL)
 	{
 		bool		isnull;
 		Datum		value = index_getattr(scan->xs_itup, 1, scan->xs_itupdesc, &isnull);
@@ -231,6 +239,12 @@ largest_id(int segment, pg_uuid_t *id)
 	index_endscan(scan);
 	open_table_close(&open);
 	return found;
+}
+
+bool
+message_largest_id(int segment, pg_uuid_t *id)
+{
+	return outermost_id(segment, BackwardScanDirection, id);
 }
 
 /*
@@ -272,6 +286,8 @@ message_floor_ensure(void)
 	uint32		used = 0;
 	int			current = 0;
 	pg_uuid_t	largest = {0};
+	pg_uuid_t	first;
+	MessageClock since;
 
 	if (likely(pg_atomic_read_u32(&slot->floor_known)))
 	{
@@ -284,7 +300,7 @@ message_floor_ensure(void)
 	{
 		pg_uuid_t	id;
 
-		if (!largest_id(segment, &id))
+		if (!message_largest_id(segment, &id))
 			continue;
 		message_clock_raise(message_id_clock(&id));
 		used |= segment_bit(segment);
@@ -296,12 +312,17 @@ message_floor_ensure(void)
 		}
 	}
 	pg_atomic_fetch_or_u32(&slot->segments_used, used);
+	since = outermost_id(current, ForwardScanDirection, &first) ?
+		message_id_clock(&first) : message_clock_read();
 
 	/* Only the first may say where to go on: another may have moved since */
 	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
 	if (!pg_atomic_read_u32(&slot->floor_known))
 	{
-		pg_atomic_write_u32(&slot->segment, current);
+		/* rows may have come in that nobody announced: a restore */
+		for (int segment = 0; segment < OUTBOX_SEGMENTS; segment++)
+			ring_reopen(slot, segment);
+		ring_begin(slot, current, since);
 		pg_write_barrier();
 		pg_atomic_write_u32(&slot->floor_known, 1);
 	}

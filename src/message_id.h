@@ -51,6 +51,15 @@ extern void message_id_lowest(MessageClock clock, pg_uuid_t *id);
 extern MessageClock message_clock_at(TimestampTz timestamp);
 extern TimestampTz message_clock_timestamp(MessageClock clock);
 
+/* The ticks of a stretch of time in microseconds */
+extern MessageClock message_clock_ticks(int64 microseconds);
+
+/*
+ * The largest id in a segment, whatever became of its row; false if there is
+ * none.  Needs a transaction; takes AccessShareLock on the segment.
+ */
+extern bool message_largest_id(int segment, pg_uuid_t *id);
+
 /*
  * Raises the clock above every id in this database's log, once after each
  * start of the server; finds out the current segment on the way.  Needs a

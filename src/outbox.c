@@ -35,6 +35,7 @@ int			outbox_ack_timeout = 10000;
 int			outbox_max_message_bytes = 1000000;
 int			outbox_consumers = 1;
 int			outbox_publishers = 1;
+int			outbox_retention = 7 * SECS_PER_DAY;
 
 OutboxShared *outbox_shared = NULL;
 
@@ -64,7 +65,11 @@ database_slot_clear(DatabaseSlot *slot, Oid database)
 	memset(slot, 0, sizeof(DatabaseSlot));
 	pg_atomic_init_u32(&slot->floor_known, 0);
 	pg_atomic_init_u32(&slot->segment, 0);
+	pg_atomic_init_u64(&slot->segment_since, 0);
+	pg_atomic_init_u64(&slot->segment_due, 0);
 	pg_atomic_init_u32(&slot->segments_used, 0);
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+		pg_atomic_init_u32(&slot->reopened[i], 0);
 	pg_atomic_init_u32(&slot->inbox_used, 0);
 	for (int i = 0; i < OUTBOX_MAX_PUBLISHERS; i++)
 		pg_atomic_init_u32(&slot->generation[i], 0);
@@ -240,6 +245,10 @@ define_settings(void)
 							"How many consumers of a database share the partitions it reads.",
 							NULL, &outbox_consumers, 1, 1, OUTBOX_MAX_CONSUMERS,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.retention",
+							"How long a message that is done with stays in the log.",
+							NULL, &outbox_retention, 7 * SECS_PER_DAY, 60, 365 * SECS_PER_DAY,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	MarkGUCPrefixReserved(OUTBOX_EXTENSION);
 }
 

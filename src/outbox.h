@@ -85,6 +85,7 @@ extern int	outbox_ack_timeout;		/* milliseconds */
 extern int	outbox_max_message_bytes;
 extern int	outbox_consumers;
 extern int	outbox_publishers;
+extern int	outbox_retention;		/* seconds */
 
 /*
  * A worker as outbox.worker shows it.  Written by the launcher and by the
@@ -132,8 +133,13 @@ typedef struct DatabaseSlot
 
 	/* capture; see message_id.c */
 	pg_atomic_uint32 floor_known;	/* the clock is above every id in the log */
-	pg_atomic_uint32 segment;	/* where new messages go */
+	pg_atomic_uint32 segment;	/* where new messages go; see ring.h */
+	pg_atomic_uint64 segment_since; /* a MessageClock: they have since then */
+	pg_atomic_uint64 segment_due;	/* a MessageClock: and do until then */
 	pg_atomic_uint32 segments_used; /* bit i: segment i, bit 16: segment -1 */
+
+	pg_atomic_uint32 reopened[OUTBOX_SEGMENTS]; /* raised when there may be
+												 * something new to keep in it */
 
 	pg_atomic_uint32 inbox_used;	/* see inbox.c */
 

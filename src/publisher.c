@@ -20,6 +20,7 @@
 
 #include "announce.h"
 #include "batch.h"
+#include "housekeeping.h"
 #include "recovery.h"
 #include "store.h"
 #include "topic_admin.h"
@@ -410,7 +411,7 @@ time_to_sleep(const Publisher *publisher)
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz due = TimestampTzPlusMilliseconds(now, SLOW_POLL);
 
-	due = Min(due, held_next_try());
+	due = Min(Min(due, held_next_try()), housekeeping_next(publisher->worker));
 	if (is_first(publisher))
 		due = Min(due, recovery_next());
 	if (publisher->unsaved)
@@ -474,12 +475,13 @@ publisher_main(Worker *worker)
 		{
 			/* much may have happened to the log until it may */
 			publisher->loaded = false;
-			worker_wait(worker, time_to_rest(worker), false);
+			housekeeping_wait(worker, time_to_rest(worker));
 			continue;
 		}
 		publisher->generation = pg_atomic_read_u32(&worker->db->generation[worker->number]);
 		pg_memory_barrier();
 		pass(publisher);
+		housekeeping_turn(worker);
 		if (publisher->more)
 			worker_wait(worker, 0, false);
 		else if (worker->bridge != NULL)

@@ -25,6 +25,7 @@
 #include "log_lookup.h"
 #include "log_update.h"
 #include "owed_call.h"
+#include "ring.h"
 #include "store.h"
 #include "wait_for.h"
 
@@ -243,6 +244,8 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 	char	   *sql;
 	int			changed;
 
+	if (change->to == STATUS_NEW)
+		ring_reopen(outbox_my_database(), segment);
 	values[0] = store_id_array(ids, n);
 	values[1] = CharGetDatum(change->to);
 	values[2] = status_array(change->from);

@@ -31,6 +31,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "identity.h"
 #include "result_route.h"
 #include "safe_text.h"
 #include "store.h"
@@ -305,6 +306,12 @@ settings_say_rest(void)
 	if (outbox_bootstrap_servers == NULL || outbox_bootstrap_servers[0] == '\0')
 		return "resting: outbox.bootstrap_servers is not set";
 	return NULL;
+}
+
+bool
+worker_is_enabled(void)
+{
+	return settings_say_rest() == NULL;
 }
 
 bool

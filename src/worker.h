@@ -63,6 +63,9 @@ extern void worker_commit(Worker *worker);
  */
 extern bool worker_may_work(Worker *worker);
 
+/* Do the settings let workers work at all? */
+extern bool worker_is_enabled(void);
+
 /*
  * Sleeps until the latch is set, the bridge has something to say, or timeout
  * milliseconds have passed; answers interrupts, reloads settings, keeps the
@@ -132,8 +135,5 @@ extern long backoff_delay(int failures, long base, long max);
 /* publisher.c and consumer.c: the main loops; they don't return */
 pg_noreturn extern void publisher_main(Worker *worker);
 pg_noreturn extern void consumer_main(Worker *worker);
-
-/* identity.c: NULL, or why the workers of this database rest.  Needs SPI. */
-extern const char *identity_check(void);
 
 #endif							/* OUTBOX_WORKER_H */

@@ -1,7 +1,8 @@
 # Tests, the demo and what they are made with; included by the main Makefile.
 
 TEST_BUILD := test/build
-TEST_TOOLS := $(TEST_BUILD)/guard $(TEST_BUILD)/mock_broker $(TEST_BUILD)/ktool
+TEST_TOOLS := $(TEST_BUILD)/guard $(TEST_BUILD)/mock_broker $(TEST_BUILD)/ktool \
+	$(TEST_BUILD)/clock.so
 TEST_CFLAGS = -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wmissing-prototypes \
 	-Wpointer-arith -Wshadow -Wvla
 
@@ -27,6 +28,9 @@ $(TEST_BUILD)/guard: test/guard.c | $(TEST_BUILD)
 $(TEST_BUILD)/mock_broker $(TEST_BUILD)/ktool: $(TEST_BUILD)/%: test/%.c | $(TEST_BUILD)
 	$(CC) $(TEST_CFLAGS) $$(pkg-config --cflags rdkafka) -o $@ $< \
 		$$(pkg-config --libs rdkafka) -lpthread -ldl
+
+$(TEST_BUILD)/clock.so: test/clock.c | $(TEST_BUILD)
+	$(CC) $(TEST_CFLAGS) -fPIC -shared -o $@ $< -ldl
 
 clean-test:
 	rm -rf $(TEST_BUILD)

@@ -1,0 +1,152 @@
+/*-------------------------------------------------------------------------
+ *
+ * retention_move.c
+ *	  Moves what outlives its segment to segment -1.
+ *
+ * A row is deleted here and inserted there in one transaction, and not by an
+ * UPDATE of the partition key: who waits for its lock finds no row then and
+ * looks into segment -1, where the UPDATE would be an error for it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "identity.h"
+#include "retention.h"
+#include "store.h"
+
+/* Rows of the segment that one step looks at */
+#define MOVE_STEP		2000
+
+/* Moved in one statement at most */
+#define MOVE_MAX		500
+
+/* Of a row l: is it done with, and was that before $2? */
+#define IS_DONE_WITH \
+	"(l.updated_at < $2" \
+	" AND (l.status IN ('C', 'F') OR l.status = 'S' AND NOT EXISTS" \
+	"  (SELECT FROM outbox.topic_config AS c" \
+	"   WHERE c.topic = l.topic AND c.result_topic IS NOT NULL))" \
+	" AND NOT EXISTS (SELECT FROM outbox.handler_call AS h WHERE h.message_id = l.id))"
+
+/* What one step has read */
+typedef struct Window
+{
+	pg_uuid_t	ids[MOVE_STEP];
+	int			n;
+	pg_uuid_t	keep[MOVE_MAX]; /* those to be kept */
+	int			nkeep;
+} Window;
+
+static const Oid id_and_time[] = {UUIDOID, TIMESTAMPTZOID};
+static const Oid ids_and_time[] = {UUIDARRAYOID, TIMESTAMPTZOID};
+
+/* The rows behind after, as far as one statement can move what is to be kept */
+static Window *
+read_window(const char *name, const pg_uuid_t *after, TimestampTz cutoff)
+{
+	Window	   *window = palloc(sizeof(Window));
+	Datum		values[2] = {UUIDPGetDatum(after), TimestampTzGetDatum(cutoff)};
+	uint64		rows;
+
+	rows = store_execute(psprintf("SELECT l.id, " IS_DONE_WITH " FROM %s AS l"
+								  " WHERE l.id > $1 ORDER BY l.id LIMIT "
+								  CppAsString2(MOVE_STEP), name),
+						 2, id_and_time, values, NULL);
+	window->n = window->nkeep = 0;
+	for (uint64 i = 0; i < rows; i++)
+	{
+		HeapTuple	tuple = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+		pg_uuid_t  *id = DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
+
+		if (!DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)))
+		{
+			if (window->nkeep == MOVE_MAX)
+				break;
+			window->keep[window->nkeep++] = *id;
+		}
+		window->ids[window->n++] = *id;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return window;
+}
+
+/*
+ * Moves those that nobody has locked; returns the first one that isn't there
+ * any more or was locked, n if there is none.
+ */
+static int
+move_rows(const char *name, const pg_uuid_t *ids, int n, TimestampTz cutoff)
+{
+	Datum		values[2] = {store_id_array(ids, n), TimestampTzGetDatum(cutoff)};
+	pg_uuid_t  *locked;
+	int			nlocked;
+	int			first = n;
+
+	nlocked = (int) store_execute(psprintf("SELECT l.id FROM %s AS l WHERE l.id = ANY ($1)"
+										   " AND NOT " IS_DONE_WITH
+										   " ORDER BY l.id FOR UPDATE OF l SKIP LOCKED", name),
+								  2, ids_and_time, values, NULL);
+	locked = palloc(Max(nlocked, 1) * sizeof(pg_uuid_t));
+	for (int i = 0; i < nlocked; i++)
+	{
+		bool		isnull;
+
+		locked[i] = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[i],
+												 SPI_tuptable->tupdesc, 1, &isnull));
+		if (first == n && memcmp(&locked[i], &ids[i], UUID_LEN) != 0)
+			first = i;
+	}
+	SPI_freetuptable(SPI_tuptable);
+	first = Min(first, nlocked);
+	if (nlocked == 0)
+		return first;
+
+	log_guard_expect_own();
+	values[0] = store_id_array(locked, nlocked);
+	store_execute(psprintf("WITH gone AS (DELETE FROM %s WHERE id = ANY ($1) RETURNING *)"
+						   " INSERT INTO outbox.log_kept (id, updated_at, attempts, segment,"
+						   "  lane, status, topic, key, payload, headers, result, error)"
+						   " SELECT id, updated_at, attempts, "
+						   CppAsString2(OUTBOX_SEGMENT_KEPT) ", lane, status, topic, key,"
+						   "  payload, headers, result, error FROM gone", name),
+				  1, ids_and_time, values, NULL);
+	return first;
+}
+
+/* The row before that one, or where the window began */
+static void
+stop_before(const Window *window, const pg_uuid_t *id, pg_uuid_t *after)
+{
+	for (int i = 0; i < window->n && memcmp(&window->ids[i], id, UUID_LEN) < 0; i++)
+		*after = window->ids[i];
+}
+
+MoveProgress
+retention_move(int segment, pg_uuid_t *after, TimestampTz cutoff)
+{
+	char	   *name = store_segment_name(segment);
+	Window	   *window = read_window(name, after, cutoff);
+	int			first;
+
+	if (window->n == 0)
+		return MOVE_DONE;
+	if (window->nkeep > 0)
+	{
+		first = move_rows(name, window->keep, window->nkeep, cutoff);
+		if (first < window->nkeep)
+		{
+			stop_before(window, &window->keep[first], after);
+			return first == 0 ? MOVE_LOCKED : MOVE_MORE;
+		}
+	}
+	*after = window->ids[window->n - 1];
+	return MOVE_MORE;
+}

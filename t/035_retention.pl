@@ -1,0 +1,138 @@
+# Retention of the log: segments are filled in turn, emptied when they are old,
+# and what must be kept outlives them.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/lib";
+
+use OutboxTest::Clock;
+use OutboxTest::Cluster;
+use OutboxTest::Mock;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $mock = OutboxTest::Mock->new;
+$mock->start;
+$mock->create_topic($_, 1) foreach ('orders', 'paused', 'asked', 'results');
+my $node = new_outbox_node(
+	'main',
+	bootstrap => $mock->bootstrap,
+	conf => "outbox.retention = '14min'",
+	start => 0);
+start_with_clock($node);
+$node->safe_psql('postgres', 'CREATE EXTENSION outbox');
+
+sub sql
+{
+	my ($sql) = @_;
+	return $node->safe_psql('postgres', $sql);
+}
+
+sub send_some
+{
+	my ($topic, $n) = @_;
+	return sql("SELECT count(outbox.send('$topic', '$topic ' || n, 'key ' || n % 7))"
+		  . " FROM generate_series(1, $n) AS n");
+}
+
+# In which segments the messages are, and how many
+sub segments
+{
+	return sql(q(SELECT string_agg(segment || ':' || n, ' ' ORDER BY segment)
+		FROM (SELECT segment, count(*) AS n FROM outbox.log GROUP BY segment) AS s));
+}
+
+sub wait_segments
+{
+	my ($expected, $name) = @_;
+	return wait_for_value($node, 'postgres', q(SELECT string_agg(segment || ':' || n, ' '
+			ORDER BY segment)
+		FROM (SELECT segment, count(*) AS n FROM outbox.log GROUP BY segment) AS s), $expected)
+	  && pass($name);
+}
+
+sub all_sent
+{
+	return wait_for_value($node, 'postgres',
+		"SELECT count(*) FROM outbox.message WHERE status = 'NEW' AND topic <> 'paused'", '0');
+}
+
+# a segment is filled for a minute
+sub minutes
+{
+	my ($n) = @_;
+	push_clock($node, 60 * $n);
+	sql('SELECT outbox.config_changed()');
+	return;
+}
+
+subtest 'segments take turns' => sub {
+	send_some('orders', 10);
+	all_sent();
+	is(segments(), '0:10', 'the first one');
+	minutes(1);
+	send_some('orders', 10);
+	is(segments(), '0:10 1:10', 'then the next');
+	minutes(13);
+	send_some('orders', 1);
+	all_sent();
+	is(segments(), '0:10 1:10 2:1', 'nothing is old yet');
+	minutes(1);
+	wait_segments('1:10 2:1', 'the oldest goes');
+	minutes(2);
+	wait_segments('2:1', 'then the next');
+};
+
+sub id_of
+{
+	my ($topic) = @_;
+	return sql("SELECT id FROM outbox.message WHERE topic = '$topic' ORDER BY id DESC LIMIT 1");
+}
+
+# Sends something else, and waits until only segment -1 has anything old
+sub until_emptied
+{
+	my ($kept) = @_;
+
+	minutes(16);
+	return wait_for_value($node, 'postgres',
+		"SELECT count(*) FROM outbox.log
+		 WHERE segment >= 0 AND id < outbox.message_id_at(clock_timestamp() - interval '1 min')", '0')
+	  && is(sql('SELECT count(*) FROM outbox.log_kept'), $kept, 'what must be kept was moved');
+}
+
+subtest 'what must be kept' => sub {
+	until_emptied(0);
+	sql("SELECT outbox.set_topic('asked', result_topic => 'results', result_timeout => '1 day')");
+	sql("SELECT outbox.pause('paused')");
+	send_some('orders', 10);
+	send_some('paused', 3000);
+	sql("SELECT outbox.send('asked', 'result pending'::text, 'k')");
+	sql("SELECT outbox.send('orders', 'dead'::text, 'k')");
+	all_sent();
+	my $dead = id_of('orders');
+	sql("SELECT outbox.change_status('$dead', 'SENT', 'DEAD', 'a test')");
+	until_emptied(3002);
+	my $asked = id_of('asked');
+	$mock->produce('results', { key => $asked, value => 'SUCCESS' });
+	wait_for_value($node, 'postgres', "SELECT status FROM outbox.message WHERE id = '$asked'",
+		'CONFIRMED');
+	pass('a result for what was moved');
+	sql("SELECT outbox.resend('$dead')");
+	wait_for_value($node, 'postgres',
+		"SELECT status, attempts FROM outbox.message WHERE id = '$dead'", 'SENT|2');
+	pass('resend of what was moved');
+	send_some('paused', 100);
+	sql("SELECT outbox.resume('paused')");
+	wait_for_value($node, 'postgres',
+		"SELECT count(*) FROM outbox.message WHERE topic = 'paused' AND status = 'SENT'", '3100');
+	my @values = map { $_->{value} } $mock->consume('paused');
+	is_deeply(\@values, [ map { "paused $_" } 1 .. 3000, 1 .. 100 ], 'a held topic goes on in order');
+};
+
+done_testing();
+$node->stop;
+$mock->stop;
