@@ -14,6 +14,8 @@ use Test::More;
 my $node = new_outbox_node(
 	'main',
 	init => { allows_streaming => 1 },
+	# so that the segment isn't changed within these days
+	conf => "outbox.retention = '365d'",
 	extension => ['postgres']);
 
 sub announced
