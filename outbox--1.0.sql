@@ -503,6 +503,12 @@ CREATE FUNCTION outbox.counters(
 	RETURNS record
 AS 'MODULE_PATHNAME', 'outbox_counters' LANGUAGE C;
 
+-- How retention comes on in this database
+CREATE FUNCTION outbox.retention_status(
+	OUT current_segment int, OUT log_waits_for text, OUT log_waits_since timestamptz,
+	OUT inbox_waits_for text, OUT inbox_waits_since timestamptz) RETURNS record
+AS 'MODULE_PATHNAME', 'outbox_retention_status' LANGUAGE C;
+
 -- What waits, a row a topic: exact, and as long as the backlog is
 CREATE FUNCTION outbox.backlog(OUT topic text, OUT messages bigint, OUT oldest timestamptz)
 RETURNS SETOF record
@@ -539,8 +545,21 @@ CREATE VIEW outbox.stat AS
 		(SELECT i.parked FROM outbox.identity AS i
 		 WHERE i.system_identifier = c.system_identifier
 			AND i.database = c.database) AS parked,
-		c.counted_since
+		c.counted_since,
+		t.current_segment,
+		(SELECT outbox.message_time(l.id) FROM outbox.log AS l
+		 ORDER BY l.id LIMIT 1) AS oldest_message,
+		pg_catalog.pg_stat_get_live_tuples('outbox.log_kept'::regclass) AS messages_kept,
+		(SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::bigint
+		 FROM pg_catalog.pg_inherits AS h
+		 WHERE h.inhparent = 'outbox.log'::regclass) AS log_size,
+		(SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::bigint
+		 FROM pg_catalog.pg_inherits AS h
+		 WHERE h.inhparent = 'outbox.inbox'::regclass) AS inbox_size,
+		coalesce(t.log_waits_for, t.inbox_waits_for) AS retention_waits_for,
+		coalesce(t.log_waits_since, t.inbox_waits_since) AS retention_waits_since
 	FROM outbox.counters() AS c,
+		outbox.retention_status() AS t,
 		(SELECT coalesce(pg_catalog.sum(messages), 0)::bigint AS backlog,
 				pg_catalog.min(oldest) AS oldest
 		 FROM outbox.backlog()) AS b,

@@ -21,6 +21,7 @@
 
 static const HousekeepingTask tasks[] = {
 	{"retention of the log", retention_step, retention_committed, retention_failed},
+	{"retention of segment -1", retention_kept_step, NULL, retention_kept_failed},
 };
 
 /* When each is due */

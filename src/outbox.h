@@ -121,6 +121,22 @@ typedef struct WorkerSlot
 	char		librdkafka_version[32];
 } WorkerSlot;
 
+/* What is emptied when it is old; see retention.h */
+typedef enum RetentionRing
+{
+	RETENTION_LOG,
+	RETENTION_INBOX
+} RetentionRing;
+
+#define RETENTION_RINGS		(RETENTION_INBOX + 1)
+
+/* Who is in its way */
+typedef struct RetentionWait
+{
+	char		why[WORKER_TEXT_LEN];	/* "" if nobody is */
+	TimestampTz since;
+} RetentionWait;
+
 /* What a database's sessions and workers share */
 typedef struct DatabaseSlot
 {
@@ -166,6 +182,7 @@ typedef struct DatabaseSlot
 	bool		brokers_known;
 	bool		brokers_up;
 	char		brokers_reason[WORKER_TEXT_LEN];
+	RetentionWait retention_wait[RETENTION_RINGS];	/* written by one process only */
 
 	/*
 	 * How many workers of each kind share the work.  The launcher changes it

@@ -40,6 +40,9 @@
 #define RETRY_MIN		100
 #define RETRY_MAX		5000
 
+/* So often it may just be a query */
+#define TRIES_UNSAID	4
+
 /* Between two looks at the segments, at least and at most (ms) */
 #define LOOK_MIN		1000
 #define LOOK_MAX		60000
@@ -66,6 +69,7 @@ enter_phase(Phase new_phase)
 {
 	phase = new_phase;
 	tries = 0;
+	retention_waits(RETENTION_LOG, "");
 }
 
 /*
@@ -79,10 +83,20 @@ due_for(TimestampTz time)
 	return time + outbox_retention * USECS_PER_SEC + ring_span(outbox_retention) / 4;
 }
 
+/* Somebody is in the way; who that is, is looked up once it takes longer */
 static TimestampTz
-retry(TimestampTz now)
+retry(TimestampTz now, bool of_writers)
 {
-	return TimestampTzPlusMilliseconds(now, backoff_delay(++tries, RETRY_MIN, RETRY_MAX));
+	char	   *name = store_segment_name(segment);
+
+	if (++tries >= TRIES_UNSAID)
+	{
+		char	   *holder = phase == PHASE_WAIT && !retention_seen_by_all(name, moved_before) ?
+			retention_snapshot_holder() : retention_lock_holder(name, of_writers);
+
+		retention_waits(RETENTION_LOG, psprintf("segment %d waits for %s", segment, holder));
+	}
+	return TimestampTzPlusMilliseconds(now, backoff_delay(tries, RETRY_MIN, RETRY_MAX));
 }
 
 /* Picks the segment whose newest message is the oldest; returns when it is due */
@@ -136,7 +150,7 @@ static TimestampTz
 probe(DatabaseSlot *db, TimestampTz now)
 {
 	if (!retention_exclude_writers(store_segment_name(segment)))
-		return retry(now);
+		return retry(now, true);
 	reopened = pg_atomic_read_u32(&db->reopened[segment]);
 	memset(&after, 0, sizeof(after));
 	enter_phase(PHASE_MOVE);
@@ -150,10 +164,10 @@ move(DatabaseSlot *db, TimestampTz now)
 	switch (retention_move(segment, &after, now - outbox_retention * USECS_PER_SEC))
 	{
 		case MOVE_MORE:
-			tries = 0;
+			enter_phase(PHASE_MOVE);
 			return now;
 		case MOVE_LOCKED:
-			return retry(now);
+			return retry(now, true);
 		case MOVE_DONE:
 			break;
 	}
@@ -170,7 +184,7 @@ truncate_segment(DatabaseSlot *db, TimestampTz now)
 	char	   *name = store_segment_name(segment);
 
 	if (!retention_seen_by_all(name, moved_before) || !retention_exclude_all(name))
-		return retry(now);
+		return retry(now, false);
 	if (pg_atomic_read_u32(&db->reopened[segment]) != reopened)
 	{
 		enter_phase(PHASE_PROBE);

@@ -20,6 +20,10 @@ extern void retention_failed(void);
 
 /* ---- retention_move.c: what outlives its segment ---- */
 
+/* The task that deletes what is old and final of segment -1 */
+extern TimestampTz retention_kept_step(TimestampTz now);
+extern void retention_kept_failed(void);
+
 typedef enum MoveProgress
 {
 	MOVE_MORE,					/* call it again */
@@ -32,6 +36,20 @@ typedef enum MoveProgress
  * be kept to segment -1.  What is final was that before cutoff.
  */
 extern MoveProgress retention_move(int segment, pg_uuid_t *after, TimestampTz cutoff);
+
+/* ---- retention_wait.c: what outbox.stat shows; in SPI ---- */
+
+/* What retention waits for; "": for nothing */
+extern void retention_waits(RetentionRing ring, const char *why);
+
+/*
+ * Who has a lock on a table that is in the way of readers or, if of_writers,
+ * of writers only; palloc'd.
+ */
+extern char *retention_lock_holder(const char *table, bool of_writers);
+
+/* Who has the oldest snapshot, palloc'd */
+extern char *retention_snapshot_holder(void);
 
 /* ---- retention_empty.c: TRUNCATE without waiting ---- */
 

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * retention_move.c
- *	  Moves what outlives its segment to segment -1.
+ *	  Moves what outlives its segment to segment -1, and deletes it there when
+ *	  it is done with.
  *
  * A row is deleted here and inserted there in one transaction, and not by an
  * UPDATE of the partition key: who waits for its lock finds no row then and
@@ -18,12 +19,13 @@
 
 #include "identity.h"
 #include "retention.h"
+#include "ring.h"
 #include "store.h"
 
 /* Rows of the segment that one step looks at */
 #define MOVE_STEP		2000
 
-/* Moved in one statement at most */
+/* Moved or deleted in one statement at most */
 #define MOVE_MAX		500
 
 /* Of a row l: is it done with, and was that before $2? */
@@ -39,26 +41,34 @@ typedef struct Window
 {
 	pg_uuid_t	ids[MOVE_STEP];
 	int			n;
-	pg_uuid_t	keep[MOVE_MAX]; /* those to be kept */
-	int			nkeep;
+	pg_uuid_t	chosen[MOVE_MAX];	/* those to be moved, or deleted */
+	int			nchosen;
 } Window;
+
+/* Between two sweeps of segment -1, at least and at most (seconds) */
+#define SWEEP_MIN		10
+#define SWEEP_MAX		3600
+
+/* The sweep of segment -1 has come so far */
+static pg_uuid_t swept;
 
 static const Oid id_and_time[] = {UUIDOID, TIMESTAMPTZOID};
 static const Oid ids_and_time[] = {UUIDARRAYOID, TIMESTAMPTZOID};
 
-/* The rows behind after, as far as one statement can move what is to be kept */
+/* The rows behind after, as far as one statement can deal with the chosen */
 static Window *
-read_window(const char *name, const pg_uuid_t *after, TimestampTz cutoff)
+read_window(const char *name, const char *condition, const pg_uuid_t *after,
+			TimestampTz cutoff)
 {
 	Window	   *window = palloc(sizeof(Window));
 	Datum		values[2] = {UUIDPGetDatum(after), TimestampTzGetDatum(cutoff)};
 	uint64		rows;
 
-	rows = store_execute(psprintf("SELECT l.id, " IS_DONE_WITH " FROM %s AS l"
+	rows = store_execute(psprintf("SELECT l.id, %s FROM %s AS l"
 								  " WHERE l.id > $1 ORDER BY l.id LIMIT "
-								  CppAsString2(MOVE_STEP), name),
+								  CppAsString2(MOVE_STEP), condition, name),
 						 2, id_and_time, values, NULL);
-	window->n = window->nkeep = 0;
+	window->n = window->nchosen = 0;
 	for (uint64 i = 0; i < rows; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
@@ -66,16 +76,42 @@ read_window(const char *name, const pg_uuid_t *after, TimestampTz cutoff)
 		bool		isnull;
 		pg_uuid_t  *id = DatumGetUUIDP(SPI_getbinval(tuple, desc, 1, &isnull));
 
-		if (!DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)))
+		if (DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull)))
 		{
-			if (window->nkeep == MOVE_MAX)
+			if (window->nchosen == MOVE_MAX)
 				break;
-			window->keep[window->nkeep++] = *id;
+			window->chosen[window->nchosen++] = *id;
 		}
 		window->ids[window->n++] = *id;
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return window;
+}
+
+/*
+ * Locks those of the ids that nobody else has locked, and for which the
+ * condition holds; returns how many are in locked then, ascending.
+ */
+static int
+lock_rows(const char *name, const char *condition, const pg_uuid_t *ids, int n,
+		  TimestampTz cutoff, pg_uuid_t *locked)
+{
+	Datum		values[2] = {store_id_array(ids, n), TimestampTzGetDatum(cutoff)};
+	int			nlocked;
+
+	nlocked = (int) store_execute(psprintf("SELECT l.id FROM %s AS l WHERE l.id = ANY ($1)"
+										   " AND %s ORDER BY l.id"
+										   " FOR UPDATE OF l SKIP LOCKED", name, condition),
+								  2, ids_and_time, values, NULL);
+	for (int i = 0; i < nlocked; i++)
+	{
+		bool		isnull;
+
+		locked[i] = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[i],
+												 SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	SPI_freetuptable(SPI_tuptable);
+	return nlocked;
 }
 
 /*
@@ -85,27 +121,13 @@ read_window(const char *name, const pg_uuid_t *after, TimestampTz cutoff)
 static int
 move_rows(const char *name, const pg_uuid_t *ids, int n, TimestampTz cutoff)
 {
-	Datum		values[2] = {store_id_array(ids, n), TimestampTzGetDatum(cutoff)};
-	pg_uuid_t  *locked;
-	int			nlocked;
-	int			first = n;
+	pg_uuid_t	locked[MOVE_MAX];
+	Datum		values[1];
+	int			nlocked = lock_rows(name, "NOT " IS_DONE_WITH, ids, n, cutoff, locked);
+	int			first = 0;
 
-	nlocked = (int) store_execute(psprintf("SELECT l.id FROM %s AS l WHERE l.id = ANY ($1)"
-										   " AND NOT " IS_DONE_WITH
-										   " ORDER BY l.id FOR UPDATE OF l SKIP LOCKED", name),
-								  2, ids_and_time, values, NULL);
-	locked = palloc(Max(nlocked, 1) * sizeof(pg_uuid_t));
-	for (int i = 0; i < nlocked; i++)
-	{
-		bool		isnull;
-
-		locked[i] = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[i],
-												 SPI_tuptable->tupdesc, 1, &isnull));
-		if (first == n && memcmp(&locked[i], &ids[i], UUID_LEN) != 0)
-			first = i;
-	}
-	SPI_freetuptable(SPI_tuptable);
-	first = Min(first, nlocked);
+	while (first < nlocked && memcmp(&locked[first], &ids[first], UUID_LEN) == 0)
+		first++;
 	if (nlocked == 0)
 		return first;
 
@@ -133,20 +155,63 @@ MoveProgress
 retention_move(int segment, pg_uuid_t *after, TimestampTz cutoff)
 {
 	char	   *name = store_segment_name(segment);
-	Window	   *window = read_window(name, after, cutoff);
+	Window	   *window = read_window(name, "NOT " IS_DONE_WITH, after, cutoff);
 	int			first;
 
 	if (window->n == 0)
 		return MOVE_DONE;
-	if (window->nkeep > 0)
+	if (window->nchosen > 0)
 	{
-		first = move_rows(name, window->keep, window->nkeep, cutoff);
-		if (first < window->nkeep)
+		first = move_rows(name, window->chosen, window->nchosen, cutoff);
+		if (first < window->nchosen)
 		{
-			stop_before(window, &window->keep[first], after);
+			stop_before(window, &window->chosen[first], after);
 			return first == 0 ? MOVE_LOCKED : MOVE_MORE;
 		}
 	}
 	*after = window->ids[window->n - 1];
 	return MOVE_MORE;
+}
+
+/* ---------------------------------------------------------------------
+ * Segment -1
+ * --------------------------------------------------------------------- */
+
+/* What somebody has locked is for the next sweep */
+static void
+delete_rows(const char *name, const Window *window, TimestampTz cutoff)
+{
+	pg_uuid_t	locked[MOVE_MAX];
+	Datum		values[1];
+	int			nlocked = lock_rows(name, IS_DONE_WITH, window->chosen, window->nchosen,
+									cutoff, locked);
+
+	values[0] = store_id_array(locked, nlocked);
+	store_execute(psprintf("DELETE FROM %s WHERE id = ANY ($1)", name),
+				  1, ids_and_time, values, NULL);
+}
+
+TimestampTz
+retention_kept_step(TimestampTz now)
+{
+	int64		pause = ring_span(outbox_retention) / 4;
+	TimestampTz cutoff = now - outbox_retention * USECS_PER_SEC;
+	char	   *name = store_segment_name(OUTBOX_SEGMENT_KEPT);
+	Window	   *window = read_window(name, IS_DONE_WITH, &swept, cutoff);
+
+	if (window->nchosen > 0)
+		delete_rows(name, window, cutoff);
+	if (window->n > 0)
+	{
+		swept = window->ids[window->n - 1];
+		return now;
+	}
+	memset(&swept, 0, sizeof(swept));
+	return now + Min(Max(pause, SWEEP_MIN * USECS_PER_SEC), SWEEP_MAX * USECS_PER_SEC);
+}
+
+void
+retention_kept_failed(void)
+{
+	memset(&swept, 0, sizeof(swept));
 }
