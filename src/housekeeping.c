@@ -12,6 +12,7 @@
 #include "utils/memutils.h"
 
 #include "housekeeping.h"
+#include "inbox_ring.h"
 #include "retention.h"
 #include "ring.h"
 
@@ -22,13 +23,21 @@
 static const HousekeepingTask tasks[] = {
 	{"retention of the log", retention_step, retention_committed, retention_failed},
 	{"retention of segment -1", retention_kept_step, NULL, retention_kept_failed},
+	{"retention of the inbox", inbox_ring_step, inbox_ring_committed, inbox_ring_failed},
 };
 
 /* When each is due */
 static TimestampTz next[lengthof(tasks)];
 
-/* outbox.retention, as it was */
+/* The settings, as they were */
 static int	retention = 0;
+static int	inbox_retention = 0;
+
+static bool
+settings_changed(void)
+{
+	return retention != outbox_retention || inbox_retention != outbox_inbox_retention;
+}
 
 TimestampTz
 housekeeping_next(const Worker *worker)
@@ -37,7 +46,7 @@ housekeeping_next(const Worker *worker)
 
 	if (worker->number != 0 || !worker_is_enabled())
 		return DT_NOEND;
-	if (retention != outbox_retention)
+	if (settings_changed())
 		return 0;
 	for (int i = 0; i < lengthof(tasks); i++)
 		first = Min(first, next[i]);
@@ -105,9 +114,10 @@ housekeeping_turn(Worker *worker)
 	if (context == NULL)
 		context = AllocSetContextCreate(TopMemoryContext, "outbox housekeeping",
 										ALLOCSET_DEFAULT_SIZES);
-	if (retention != outbox_retention)
+	if (settings_changed())
 	{
 		retention = outbox_retention;
+		inbox_retention = outbox_inbox_retention;
 		ring_retime(worker->db);
 		memset(next, 0, sizeof(next));
 	}

@@ -28,6 +28,7 @@
 #include "announce.h"
 #include "compat.h"
 #include "identity.h"
+#include "inbox_ring.h"
 #include "store.h"
 #include "worker.h"
 
@@ -156,5 +157,6 @@ outbox_adopt(PG_FUNCTION_ARGS)
 	SPI_finish();
 	identity_changed();
 	pg_atomic_write_u32(&outbox_my_database()->floor_known, 0);
+	inbox_ring_distrust(outbox_my_database());
 	PG_RETURN_VOID();
 }

@@ -3,8 +3,8 @@
  * inbox.c
  *	  outbox.inbox: what subscriptions have handled.
  *
- * A ring like the log's.  A message's id doesn't tell the segment, since it is
- * the sender's, so every segment in use is looked into.
+ * A ring: see inbox_ring.c.  A message's id doesn't tell the segment, since it
+ * is the sender's, so every segment in use is looked into.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,27 +17,11 @@
 #include "utils/timestamp.h"
 
 #include "handled.h"
+#include "inbox_ring.h"
 #include "store.h"
 
-/* In DatabaseSlot.inbox_used, beside a bit for each segment: these are known */
-#define INBOX_KNOWN		(1u << OUTBOX_SEGMENTS)
-
-/* The segments that may hold anything */
-static uint32
-segments_used(DatabaseSlot *database)
-{
-	uint32		used = pg_atomic_read_u32(&database->inbox_used);
-
-	if (used & INBOX_KNOWN)
-		return used;
-	for (int segment = 0; segment < OUTBOX_SEGMENTS; segment++)
-	{
-		if (store_execute(psprintf("SELECT FROM outbox.inbox_%d LIMIT 1", segment),
-						  0, NULL, NULL, NULL) > 0)
-			used |= 1u << segment;
-	}
-	return pg_atomic_fetch_or_u32(&database->inbox_used, used | INBOX_KNOWN) | used;
-}
+/* The current segment when this transaction looked into the inbox */
+static int	looked_at = 0;
 
 /* Arrays of ids, topics and replies of some of them */
 static int
@@ -90,35 +74,58 @@ take_row(Handled *handled, int n, HeapTuple tuple, TupleDesc desc)
 	}
 }
 
+/* The rows of one segment for these ids and topics; returns how many */
+static uint64
+find_in_segment(int segment, const Datum *values)
+{
+	static const Oid types[] = {UUIDARRAYOID, TEXTARRAYOID};
+
+	return store_execute(psprintf("SELECT i.message_id, i.topic, i.reply"
+								  " FROM unnest($1, $2) AS n(id, topic), %s AS i"
+								  " WHERE i.message_id = n.id AND i.topic = n.topic",
+								  inbox_segment_name(segment)), 2, types, values, NULL);
+}
+
 void
 inbox_find(Handled *handled, int n)
 {
-	static const Oid types[] = {UUIDARRAYOID, TEXTARRAYOID};
-	uint32		used = segments_used(outbox_my_database());
+	DatabaseSlot *database = outbox_my_database();
+	uint32		used = inbox_ring_used(database);
 	Datum		values[3];
 
+	looked_at = (int) pg_atomic_read_u32(&database->inbox_segment);
 	if (make_arrays(handled, n, HANDLED_NOT, values) == 0)
 		return;
 	for (int segment = 0; segment < OUTBOX_SEGMENTS; segment++)
 	{
-		uint64		found;
+		uint64		found = used & (1u << segment) ? find_in_segment(segment, values) : 0;
 
-		if (!(used & (1u << segment)))
-			continue;
-		found = store_execute(psprintf("SELECT i.message_id, i.topic, i.reply"
-									   " FROM unnest($1, $2) AS n(id, topic),"
-									   "  outbox.inbox_%d AS i"
-									   " WHERE i.message_id = n.id AND i.topic = n.topic",
-									   segment), 2, types, values, NULL);
 		for (uint64 i = 0; i < found; i++)
 			take_row(handled, n, SPI_tuptable->vals[i], SPI_tuptable->tupdesc);
 	}
 }
 
 /*
- * The bit is set before the rows are there.  Somebody else who handled one of
- * them at the same time makes this a unique_violation, and the batch is done
- * again.
+ * The ring has moved on since this transaction looked: somebody else may have
+ * handled one of them and committed that to another segment.
+ */
+static void
+look_again(DatabaseSlot *database, const Datum *values)
+{
+	uint32		used = inbox_ring_used(database);
+
+	for (int segment = 0; segment < OUTBOX_SEGMENTS; segment++)
+	{
+		if (used & (1u << segment) && find_in_segment(segment, values) > 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNIQUE_VIOLATION),
+					 errmsg("a message was handled twice at the same time")));
+	}
+}
+
+/*
+ * Somebody else who handled one of them at the same time makes this a
+ * unique_violation, and the batch is done again.
  */
 void
 inbox_add(const Handled *handled, int n)
@@ -126,17 +133,20 @@ inbox_add(const Handled *handled, int n)
 	static const Oid types[] = {UUIDARRAYOID, TEXTARRAYOID, BYTEAARRAYOID, INT2OID,
 	TIMESTAMPTZOID};
 	DatabaseSlot *database = outbox_my_database();
-	uint32		segment = pg_atomic_read_u32(&database->segment) % OUTBOX_SEGMENTS;
 	Datum		values[5];
+	int			segment;
 
 	if (make_arrays(handled, n, HANDLED_NOW, values) == 0)
 		return;
-	pg_atomic_fetch_or_u32(&database->inbox_used, 1u << segment);
+	segment = inbox_ring_open(database);
+	if (segment != looked_at)
+		look_again(database, values);
 	values[3] = Int16GetDatum(segment);
 	values[4] = TimestampTzGetDatum(GetCurrentTimestamp());
-	store_execute(psprintf("INSERT INTO outbox.inbox_%u (message_id, topic, segment,"
+	store_execute(psprintf("INSERT INTO %s (message_id, topic, segment,"
 						   "  handled_at, reply)"
 						   " SELECT n.id, n.topic, $4, $5, n.reply"
-						   " FROM unnest($1, $2, $3) AS n(id, topic, reply)", segment),
+						   " FROM unnest($1, $2, $3) AS n(id, topic, reply)",
+						   inbox_segment_name(segment)),
 				  5, types, values, NULL);
 }

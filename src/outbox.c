@@ -36,6 +36,7 @@ int			outbox_max_message_bytes = 1000000;
 int			outbox_consumers = 1;
 int			outbox_publishers = 1;
 int			outbox_retention = 7 * SECS_PER_DAY;
+int			outbox_inbox_retention = 30 * SECS_PER_DAY;
 
 OutboxShared *outbox_shared = NULL;
 
@@ -71,6 +72,7 @@ database_slot_clear(DatabaseSlot *slot, Oid database)
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 		pg_atomic_init_u32(&slot->reopened[i], 0);
 	pg_atomic_init_u32(&slot->inbox_used, 0);
+	pg_atomic_init_u32(&slot->inbox_segment, 0);
 	for (int i = 0; i < OUTBOX_MAX_PUBLISHERS; i++)
 		pg_atomic_init_u32(&slot->generation[i], 0);
 	pg_atomic_init_u32(&slot->publishers_asleep, 0);
@@ -248,6 +250,10 @@ define_settings(void)
 	DefineCustomIntVariable("outbox.retention",
 							"How long a message that is done with stays in the log.",
 							NULL, &outbox_retention, 7 * SECS_PER_DAY, 60, 365 * SECS_PER_DAY,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.inbox_retention",
+							"How long it is known which records were handled.",
+							NULL, &outbox_inbox_retention, 30 * SECS_PER_DAY, 60, 365 * SECS_PER_DAY,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	MarkGUCPrefixReserved(OUTBOX_EXTENSION);
 }

@@ -86,6 +86,7 @@ extern int	outbox_max_message_bytes;
 extern int	outbox_consumers;
 extern int	outbox_publishers;
 extern int	outbox_retention;		/* seconds */
+extern int	outbox_inbox_retention; /* seconds */
 
 /*
  * A worker as outbox.worker shows it.  Written by the launcher and by the
@@ -157,7 +158,8 @@ typedef struct DatabaseSlot
 	pg_atomic_uint32 reopened[OUTBOX_SEGMENTS]; /* raised when there may be
 												 * something new to keep in it */
 
-	pg_atomic_uint32 inbox_used;	/* see inbox.c */
+	pg_atomic_uint32 inbox_used;	/* see inbox_ring.c */
+	pg_atomic_uint32 inbox_segment; /* where new rows of the inbox go */
 
 	/* wake-up; see announce.c */
 	pg_atomic_uint32 generation[OUTBOX_MAX_PUBLISHERS]; /* raised when a transaction
