@@ -61,9 +61,6 @@ extern void handled_repeat(Handled *handled);
 /* Its parts, without a subtransaction: may raise anything */
 extern void handled_call_in(Handled *handled, HandlerOutcome *outcome);
 
-/* A copy of it among those before that were handled now; NULL if there is none */
-extern const Handled *handled_earlier_copy(const Handled *handled, const Handled *first);
-
 /* ---- handled_together.c ---- */
 
 /*

@@ -13,6 +13,7 @@
  */
 #include "postgres.h"
 
+#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -30,14 +31,51 @@ typedef struct Together
 	Handled    *handled;
 	int			n;
 	int			current;		/* the one that is being handled */
+	HTAB	   *known;			/* the ids that were handled: KnownId */
 } Together;
+
+typedef struct KnownId
+{
+	struct
+	{
+		Subscription *subscription;
+		pg_uuid_t	id;
+	}			key;			/* must be first */
+	Handled    *handled;
+} KnownId;
+
+static HTAB *
+make_known(int n)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(((KnownId *) NULL)->key);
+	ctl.entrysize = sizeof(KnownId);
+	ctl.hcxt = CurrentMemoryContext;
+	return hash_create("outbox ids of a batch", n, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* The one with the same id that is handled already; else this one is the first */
+static Handled *
+earlier_copy(HTAB *known, Handled *handled)
+{
+	KnownId		id = {.key = {.subscription = handled->subscription,.id = handled->id}};
+	KnownId    *entry;
+	bool		found;
+
+	if (!handled->has_id || handled->fate == HANDLED_BEFORE)
+		return NULL;
+	entry = hash_search(known, &id.key, HASH_ENTER, &found);
+	if (!found)
+		entry->handled = handled;
+	return found ? entry->handled : NULL;
+}
 
 /* What handle_one does of subscribed.c, but nobody catches what it raises */
 static void
-handle_in(Handled *handled, const Handled *first)
+handle_in(HTAB *known, Handled *handled)
 {
-	const Handled *copy = handled->fate == HANDLED_BEFORE ? NULL :
-		handled_earlier_copy(handled, first);
+	const Handled *copy = earlier_copy(known, handled);
 
 	if (copy != NULL)
 	{
@@ -63,6 +101,7 @@ together_body(void *state, HandlerOutcome *outcome)
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "outbox handler call",
 												  ALLOCSET_DEFAULT_SIZES);
 
+	together->known = make_known(together->n);
 	MemoryContextSwitchTo(context);
 	for (; together->current < together->n; together->current++)
 	{
@@ -75,7 +114,7 @@ together_body(void *state, HandlerOutcome *outcome)
 		if (handled->is_void)
 			continue;
 		handler_check_constraints();
-		handle_in(handled, together->handled);
+		handle_in(together->known, handled);
 		handler_drop_leftovers();
 		MemoryContextReset(context);
 	}

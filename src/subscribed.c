@@ -126,8 +126,9 @@ handled_call(Handled *handled)
  * Records in order
  * --------------------------------------------------------------------- */
 
-const Handled *
-handled_earlier_copy(const Handled *handled, const Handled *first)
+/* A copy of it was dealt with earlier in this very transaction */
+static const Handled *
+earlier_copy(const Handled *handled, const Handled *first)
 {
 	for (const Handled *other = first; handled->has_id && other < handled; other++)
 	{
@@ -143,7 +144,7 @@ static void
 handle_one(Handled *handled, const Handled *first)
 {
 	const Handled *copy = handled->fate == HANDLED_BEFORE ? NULL :
-		handled_earlier_copy(handled, first);
+		earlier_copy(handled, first);
 
 	if (copy != NULL)
 	{
