@@ -317,6 +317,11 @@ subtest 'several publishers, and all of them end' => sub {
 	put('told', join(',', @keys), 1, 3, 2);
 	left_is('told', 12);
 	$kafka->alter_config('told', 'max.message.bytes' => 100_000);
+
+	# when they have saved their cursors they have nothing to wake up for
+	wait_for_value($node, 'postgres',
+		q(SELECT count(*) FROM outbox.worker WHERE kind = 'publisher'
+		  AND state = 'waiting for messages' AND since < clock_timestamp() - interval '2 s'), 4);
 	$node->safe_psql('postgres',
 		"SELECT outbox.resend(dead_id) FROM outbox.held_key WHERE topic = 'told'");
 	left_is('told', 0, 5);
