@@ -1,7 +1,7 @@
 # outbox: a transactional outbox to Kafka inside PostgreSQL
 #
 # make, make install, make installcheck as every extension has them;
-# make demo and make test set up everything they need (see README.md).
+# make demo, make test and make bench set up everything they need (see README.md).
 
 EXTENSION = outbox
 MODULE_big = outbox
@@ -18,7 +18,7 @@ ISOLATION_OPTS = --temp-config=test/regress.conf
 PG_CPPFLAGS = -Isrc -DOUTBOX_BUILD='"$(BUILD_ID)"'
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers
-EXTRA_CLEAN = $(BRIDGE) .build_id src/*.bc test/build results regression.diffs \
+EXTRA_CLEAN = $(BRIDGE) .build_id src/*.bc test/build bench/build results regression.diffs \
 	regression.out output_iso tmp_check tmp_check_iso log
 
 # Worker and bridge must be of one build: both get this number.
@@ -26,9 +26,9 @@ BUILD_ID := $(shell cat src/*.[ch] src/bridge/*.[ch] 2>/dev/null | cksum | cut -
 $(shell echo $(BUILD_ID) | cmp -s - .build_id || echo $(BUILD_ID) > .build_id)
 
 PG_CONFIG ?= pg_config
-# "make demo" and "make test" install what gives pg_config, if need be.
+# "make demo", "make test" and "make bench" install what gives pg_config, if need be.
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
-ifeq ($(PGXS)$(filter demo test stress,$(MAKECMDGOALS)),)
+ifeq ($(PGXS)$(filter demo test stress bench,$(MAKECMDGOALS)),)
 $(error $(PG_CONFIG) was not found: install PostgreSQL's server headers, or say PG_CONFIG=...)
 endif
 # Bitcode serves inlining into queries; nothing here is called that often.
@@ -63,3 +63,4 @@ uninstall-bridge:
 .PHONY: install-bridge uninstall-bridge
 
 include test/test.mk
+include bench/bench.mk

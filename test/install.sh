@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 #
-# Installs what building, the demo or the tests need on Debian 12 or 13.
+# Installs what building, the demo, the tests or the bench need on Debian 12 or 13.
 #
-#	install.sh [demo|test]
+#	install.sh [demo|test|bench]
 #
 # Does nothing, and asks no server, when everything is there.  An existing
 # PostgreSQL cluster is left alone, and none is created.
@@ -68,8 +68,12 @@ list_missing()
 		test)
 			need libipc-run-perl valgrind kcat default-jdk-headless maven
 			;;
+		bench)
+			need default-jre-headless maven python3-venv
+			[ -z "$major" ] || need "postgresql-$major-pgq3"
+			;;
 		*)
-			echo "usage: $0 [demo|test]" >&2
+			echo "usage: $0 [demo|test|bench]" >&2
 			exit 2
 			;;
 	esac
