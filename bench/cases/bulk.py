@@ -49,6 +49,8 @@ def run(bench):
         found.append({"figure": f"CPU added to that of a bare row: {way}",
                       "key": "bulk" if way == "resting" else None,
                       "values": [a / b for a, b in zip(added, bare)]})
+        found.append({"figure": f"CPU to that of a bare row: {way}",
+                      "values": figures.ratios(results, "cpu_us", way, "bare")})
         found.append({"figure": f"WAL added, bytes a row: {way}",
                       "values": figures.differences(results, "wal_bytes", way, "bare")})
     return {"results": results, "figures": found, "plots": ["cpu_us"],

@@ -69,6 +69,8 @@ class Kafka:
             return False
 
     def stop(self):
+        if self.client is not None:
+            self.client.close()
         process.stop(self.process, signal.SIGTERM, 30)
 
     def cpu(self):
@@ -93,7 +95,7 @@ class Kafka:
         """How many it has got so far"""
         if self.client is None:
             self.client = confluent_kafka.Consumer(
-                {"bootstrap.servers": self.bootstrap, "group.id": "bench"})
+                {"bootstrap.servers": self.bootstrap, "group.id": "bench", "log_level": 0})
         return sum(
             self.client.get_watermark_offsets(
                 confluent_kafka.TopicPartition(topic, partition), timeout=30)[1]

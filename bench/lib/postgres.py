@@ -1,6 +1,7 @@
 """A private PostgreSQL server."""
 import os
 import signal
+import time
 
 import psycopg
 
@@ -73,6 +74,8 @@ class Server:
         for connection in self.connections.values():
             connection.close()
         self.connections = {}
+        # What is halted would neither end nor let the server end.
+        go_on(process.children(self.process.pid))
         process.stop(self.process, signal.SIGINT, 60)
         self.process = None
 
@@ -155,11 +158,19 @@ class Server:
 
 
 def halt(pids):
-    """Lets nothing of them run; returns when that is so."""
+    """Lets nothing of them run.  They have to have nothing to do: what is
+    halted at work may hold a lock."""
+    process.wait_until("processes to rest", lambda: all(map(rests, pids)), pause=0)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     process.wait_until("processes to halt", lambda: all(
         (process.stat(pid) or ["T"])[0] == "T" for pid in pids))
+
+
+def rests(pid):
+    before = process.cpu(pid)
+    time.sleep(0.3)
+    return process.cpu(pid) == before
 
 
 def go_on(pids):
