@@ -359,7 +359,10 @@ cmd_watch(int argc, char **argv)
 		rd_kafka_message_t *message = rd_kafka_consume_queue(queue, 100);
 
 		if (message == NULL)
+		{
+			fflush(stdout);
 			continue;
+		}
 		if (message->err == RD_KAFKA_RESP_ERR__PARTITION_EOF && !at_end[message->partition])
 		{
 			at_end[message->partition] = true;

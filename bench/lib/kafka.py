@@ -1,4 +1,5 @@
 """A private Apache Kafka of one node, and the bench's own client of it."""
+import logging
 import os
 import signal
 
@@ -10,6 +11,11 @@ import process
 TOOLS = os.path.join(os.environ["BENCH_WORK"], "tools")
 CLUSTER = "AAAAAAAAAAAAAAAAAAAAAQ"
 PARTITIONS = 4
+
+# That the broker goes at the end is no news.
+QUIET = logging.getLogger("kafka")
+QUIET.addHandler(logging.NullHandler())
+QUIET.propagate = False
 
 SETTINGS = {
     "process.roles": "broker,controller",
@@ -33,6 +39,7 @@ class Kafka:
         self.lib = lib
         self.topics = 0
         self.client = None
+        self.clients = []
         os.mkdir(self.dir)
         port, controller = ports.free(), ports.free()
         self.bootstrap = f"127.0.0.1:{port}"
@@ -71,6 +78,8 @@ class Kafka:
     def stop(self):
         if self.client is not None:
             self.client.close()
+        for client in self.clients:
+            process.stop(client, signal.SIGKILL)
         process.stop(self.process, signal.SIGTERM, 30)
 
     def cpu(self):
@@ -95,7 +104,7 @@ class Kafka:
         """How many it has got so far"""
         if self.client is None:
             self.client = confluent_kafka.Consumer(
-                {"bootstrap.servers": self.bootstrap, "group.id": "bench", "log_level": 0})
+                {"bootstrap.servers": self.bootstrap, "group.id": "bench"}, logger=QUIET)
         return sum(
             self.client.get_watermark_offsets(
                 confluent_kafka.TopicPartition(topic, partition), timeout=30)[1]
@@ -108,8 +117,9 @@ class Kafka:
 
     def start_kbench(self, command, *arguments, output):
         with open(output, "wb") as file:
-            return process.start([f"{TOOLS}/kbench", self.bootstrap, command, *arguments],
-                                 stdout=file)
+            self.clients.append(process.start(
+                [f"{TOOLS}/kbench", self.bootstrap, command, *arguments], stdout=file))
+        return self.clients[-1]
 
     def watch(self, topic, output):
         """Starts to write down what arrives; returns the process."""
@@ -117,7 +127,7 @@ class Kafka:
 
         def ready():
             with open(output) as file:
-                return file.readline() == "ready\n"
+                return "ready\n" in file.readlines()
         process.wait_until("the watching consumer", ready)
         return watching
 

@@ -1,6 +1,6 @@
 """The table of orders, in the ways in which an INSERT can become a message."""
 
-import process
+import waiting
 
 WAYS = ("bare", "resting", "working", "trigger", "second INSERT")
 DATABASES = {"bare": "bare", "resting": "resting", "working": "working",
@@ -66,17 +66,10 @@ def clear(server, way):
     """Empties what a run has filled, once it is published."""
     database, table = DATABASES[way], TABLES[way]
     if way == "working":
-        wait_for_sent(server, database)
+        waiting.wait_for_sent(server, database)
     if database != "bare":
         server.sql(f"TRUNCATE {table}, outbox.log", database)
     elif way == "bare":
         server.sql(f"TRUNCATE {table}", database)
     else:
         server.sql(f"TRUNCATE {table}, {table}_outbox", database)
-
-
-def wait_for_sent(server, database, timeout=600):
-    process.wait_until(
-        "all to be sent",
-        lambda: server.value("SELECT coalesce(sum(messages), 0) FROM outbox.backlog()",
-                             database) == 0, timeout=timeout, pause=0.1)

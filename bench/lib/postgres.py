@@ -1,4 +1,5 @@
 """A private PostgreSQL server."""
+import contextlib
 import os
 import signal
 import time
@@ -71,6 +72,8 @@ class Server:
             return False
 
     def stop(self):
+        if self.process is None:
+            return
         for connection in self.connections.values():
             connection.close()
         self.connections = {}
@@ -175,4 +178,5 @@ def rests(pid):
 
 def go_on(pids):
     for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)

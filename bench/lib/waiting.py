@@ -1,5 +1,6 @@
 """Messages of 200 bytes, the same for all: their tables, and how they get there."""
 import debezium
+import process
 import relay
 
 VALUE_BYTES = 200
@@ -51,6 +52,13 @@ def attach(server, database, topic):
 
 def published(server, database):
     return server.value("SELECT published FROM outbox.counters()", database)
+
+
+def wait_for_sent(server, database, timeout=600):
+    process.wait_until(
+        "all to be sent",
+        lambda: server.value("SELECT coalesce(sum(messages), 0) FROM outbox.backlog()",
+                             database) == 0, timeout=timeout, pause=0.1)
 
 
 def empty(server, database, way):
