@@ -32,18 +32,20 @@ def server_without(server, *others):
                     - sum(other() for other in others))
 
 
-def outbox(bench, server, publishers, n):
+def outbox(bench, server, database, n, publishers=1, keep=False):
+    """keep: the messages stay in the log"""
     topic = bench.kafka.new_topic("drain")
     server.set(outbox__publishers=publishers)
-    server.wait_for_workers("publisher", "ours", publishers)
-    waiting.attach(server, "ours", topic)
-    base = waiting.published(server, "ours")
-    waiting.fill(server, "ours", "outbox", 1000)
+    server.wait_for_workers("publisher", database, publishers)
+    waiting.attach(server, database, topic)
+    base = waiting.published(server, database)
+    first = server.value("SELECT coalesce(max(id), 0) + 1 FROM orders", database)
+    waiting.fill(server, database, "outbox", 1000, first=first)
     process.wait_until("the first of them",
-                       lambda: waiting.published(server, "ours") == base + 1000)
-    pids = server.workers("publisher", "ours")
+                       lambda: waiting.published(server, database) == base + 1000)
+    pids = server.workers("publisher", database)
     postgres.halt(pids)
-    waiting.fill(server, "ours", "outbox", n, first=1001)
+    waiting.fill(server, database, "outbox", n, first=first + 1000)
     server.sql("CHECKPOINT")
     worker, bridge = server.cpu_of("outbox publisher"), server.cpu_of("outbox_bridge")
     wal = server.wal()
@@ -51,12 +53,13 @@ def outbox(bench, server, publishers, n):
                        bridge=bridge, broker=bench.kafka.cpu) as meter:
         postgres.go_on(pids)
         process.wait_until(
-            "all to be sent", lambda: waiting.published(server, "ours") == base + 1000 + n,
+            "all to be sent", lambda: waiting.published(server, database) == base + 1000 + n,
             timeout=600, pause=0.01)
     wal = server.wal() - wal
-    if server.workers("publisher", "ours") != pids:
+    if server.workers("publisher", database) != pids:
         raise RuntimeError("a worker has ended meanwhile")
-    waiting.empty(server, "ours", "outbox")
+    if not keep:
+        waiting.empty(server, database, "outbox")
     bench.kafka.delete_topic(topic)
     return measured(n, meter, wal_bytes=wal / n)
 
@@ -147,8 +150,8 @@ def run(bench):
     waiting.tables(server, "ours")
     variants = {
         "librdkafka alone": lambda: alone(bench, n),
-        "outbox, 1 publisher": lambda: outbox(bench, server, 1, n),
-        "outbox, 2 publishers": lambda: outbox(bench, server, 2, n),
+        "outbox, 1 publisher": lambda: outbox(bench, server, "ours", n),
+        "outbox, 2 publishers": lambda: outbox(bench, server, "ours", n, 2),
         "relay": lambda: relay(bench, server, n),
     }
     connector = start_debezium(bench, bench.size(300000, 50000))
