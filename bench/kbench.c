@@ -4,9 +4,10 @@
  *	  The bench's own client of Kafka: what librdkafka alone can do, and when
  *	  records become visible.
  *
- *	kbench BOOTSTRAP produce TOPIC N		as fast as it goes; prints the seconds
- *											from the first to the last
- *											acknowledged, and of CPU
+ *	kbench BOOTSTRAP produce TOPIC N [FIRST]	as fast as it goes; prints the
+ *											seconds from the first to the last
+ *											acknowledged, and of CPU; ids count
+ *											from FIRST
  *	kbench BOOTSTRAP pace TOPIC RATE SECONDS	so many a second, one by one
  *	kbench BOOTSTRAP results TOPIC			for each message id on standard input
  *											a result that says SUCCESS
@@ -205,7 +206,8 @@ warm_up(rd_kafka_t *rk, const char *topic)
 static void
 cmd_produce(int argc, char **argv)
 {
-	int64_t		n = argc == 2 ? atoll(argv[1]) : 0;
+	int64_t		n = argc >= 2 ? atoll(argv[1]) : 0;
+	int64_t		first = argc == 3 ? atoll(argv[2]) : 0;
 	rd_kafka_t *rk = new_producer("5");
 	Record	   *records = calloc(DISTINCT, sizeof(*records));
 	char		id[37];
@@ -213,7 +215,7 @@ cmd_produce(int argc, char **argv)
 	int64_t		cpu;
 
 	if (n < 1)
-		die("produce TOPIC N");
+		die("produce TOPIC N [FIRST]");
 	for (int i = 0; i < DISTINCT; i++)
 		make_record(&records[i], i);
 	warm_up(rk, argv[0]);
@@ -222,7 +224,7 @@ cmd_produce(int argc, char **argv)
 	cpu = cpu_us();
 	for (int64_t i = 0; i < n; i++)
 	{
-		make_id(id, i);
+		make_id(id, first + i);
 		produce(rk, argv[0], &records[i % DISTINCT], id);
 		if (i % 1000 == 0)
 			rd_kafka_poll(rk, 0);
