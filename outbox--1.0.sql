@@ -40,6 +40,9 @@ COMMENT ON TABLE outbox.log IS
 
 -- Sixteen segments, and one for what outlives its segment.  The status is in
 -- no index, on purpose: it keeps the updates of it HOT.
+--
+-- A segment is truncated when it is old: VACUUM needn't freeze it before that,
+-- nor cut its end off, under a lock that is in the way of all.
 DO $$
 DECLARE
 	name text;
@@ -48,7 +51,11 @@ BEGIN
 		name := CASE WHEN segment < 0 THEN 'log_kept' ELSE 'log_' || segment END;
 		EXECUTE format('CREATE TABLE outbox.%I PARTITION OF outbox.log
 						(PRIMARY KEY (id)) FOR VALUES IN (%L)
-						WITH (fillfactor = 50)', name, segment);
+						WITH (fillfactor = 50%s)', name, segment,
+					   CASE WHEN segment >= 0 THEN ', vacuum_truncate = off,
+							toast.vacuum_truncate = off,
+							autovacuum_vacuum_insert_threshold = -1,
+							toast.autovacuum_vacuum_insert_threshold = -1' ELSE '' END);
 	END LOOP;
 END
 $$;
@@ -56,7 +63,7 @@ $$;
 CREATE TABLE outbox.lane (
 	lane smallint PRIMARY KEY,
 	cursor uuid NOT NULL		-- everything below was published, or is held
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, vacuum_truncate = off);
 
 COMMENT ON TABLE outbox.lane IS 'how far the publish sweep has come in each lane';
 
@@ -132,7 +139,7 @@ CREATE TABLE outbox.delayed (
 	due_at timestamptz NOT NULL,
 	id uuid NOT NULL,
 	PRIMARY KEY (due_at, id)
-);
+) WITH (vacuum_truncate = off, autovacuum_vacuum_scale_factor = 0.05);
 
 COMMENT ON TABLE outbox.delayed IS 'messages to look at again at a time of their own';
 
@@ -266,7 +273,7 @@ CREATE TABLE outbox.consumer_offset (
 	lost bigint NOT NULL DEFAULT 0,	-- times the position was lost
 	updated_at timestamptz NOT NULL,
 	PRIMARY KEY (topic, partition, kind)
-) WITH (fillfactor = 20);
+) WITH (fillfactor = 20, vacuum_truncate = off);
 
 COMMENT ON TABLE outbox.consumer_offset IS
 	'positions on the topics this database reads, changed with what the records did';
@@ -318,7 +325,10 @@ DO $$
 BEGIN
 	FOR segment IN 0 .. 15 LOOP
 		EXECUTE format('CREATE TABLE outbox.inbox_%s PARTITION OF outbox.inbox
-						(PRIMARY KEY (message_id, topic)) FOR VALUES IN (%s)',
+						(PRIMARY KEY (message_id, topic)) FOR VALUES IN (%s)
+						WITH (vacuum_truncate = off, toast.vacuum_truncate = off,
+							autovacuum_vacuum_insert_threshold = -1,
+							toast.autovacuum_vacuum_insert_threshold = -1)',
 					   segment, segment);
 	END LOOP;
 END
@@ -509,6 +519,25 @@ CREATE FUNCTION outbox.retention_status(
 	OUT inbox_waits_for text, OUT inbox_waits_since timestamptz) RETURNS record
 AS 'MODULE_PATHNAME', 'outbox_retention_status' LANGUAGE C;
 
+-- What there is in the log and the inbox, and what keeps it there
+CREATE FUNCTION outbox.storage(
+	OUT current_segment int, OUT oldest_message timestamptz, OUT messages_kept bigint,
+	OUT log_size bigint, OUT inbox_size bigint,
+	OUT retention_waits_for text, OUT retention_waits_since timestamptz) RETURNS record
+SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+	SELECT r.current_segment,
+		(SELECT outbox.message_time(l.id) FROM outbox.log AS l ORDER BY l.id LIMIT 1),
+		pg_catalog.pg_stat_get_live_tuples('outbox.log_kept'::regclass),
+		(SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::bigint
+		 FROM pg_catalog.pg_inherits AS h WHERE h.inhparent = 'outbox.log'::regclass),
+		(SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::bigint
+		 FROM pg_catalog.pg_inherits AS h WHERE h.inhparent = 'outbox.inbox'::regclass),
+		coalesce(r.log_waits_for, r.inbox_waits_for),
+		coalesce(r.log_waits_since, r.inbox_waits_since)
+	FROM outbox.retention_status() AS r;
+END;
+
 -- What waits, a row a topic: exact, and as long as the backlog is
 CREATE FUNCTION outbox.backlog(OUT topic text, OUT messages bigint, OUT oldest timestamptz)
 RETURNS SETOF record
@@ -546,20 +575,10 @@ CREATE VIEW outbox.stat AS
 		 WHERE i.system_identifier = c.system_identifier
 			AND i.database = c.database) AS parked,
 		c.counted_since,
-		t.current_segment,
-		(SELECT outbox.message_time(l.id) FROM outbox.log AS l
-		 ORDER BY l.id LIMIT 1) AS oldest_message,
-		pg_catalog.pg_stat_get_live_tuples('outbox.log_kept'::regclass) AS messages_kept,
-		(SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::bigint
-		 FROM pg_catalog.pg_inherits AS h
-		 WHERE h.inhparent = 'outbox.log'::regclass) AS log_size,
-		(SELECT pg_catalog.sum(pg_catalog.pg_total_relation_size(h.inhrelid))::bigint
-		 FROM pg_catalog.pg_inherits AS h
-		 WHERE h.inhparent = 'outbox.inbox'::regclass) AS inbox_size,
-		coalesce(t.log_waits_for, t.inbox_waits_for) AS retention_waits_for,
-		coalesce(t.log_waits_since, t.inbox_waits_since) AS retention_waits_since
+		t.current_segment, t.oldest_message, t.messages_kept, t.log_size, t.inbox_size,
+		t.retention_waits_for, t.retention_waits_since
 	FROM outbox.counters() AS c,
-		outbox.retention_status() AS t,
+		outbox.storage() AS t,
 		(SELECT coalesce(pg_catalog.sum(messages), 0)::bigint AS backlog,
 				pg_catalog.min(oldest) AS oldest
 		 FROM outbox.backlog()) AS b,
@@ -1154,6 +1173,54 @@ BEGIN
 	END IF;
 	PERFORM outbox.config_changed();
 	RETURN resent;
+END
+$$;
+
+-- Removes messages before their time: what is done with, or what has the status
+-- named, be it NEW or DEAD, if it hasn't changed for so long.  Leaves what a
+-- handler is owed for, and what somebody has locked.  Returns how many; as long
+-- as that is at_most there may be more.
+CREATE FUNCTION outbox.purge(topic text DEFAULT NULL, status outbox.message_status DEFAULT NULL,
+	older_than interval DEFAULT '1 day', at_most int DEFAULT 10000) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	before timestamptz := clock_timestamp() - older_than;
+	name text;
+	here bigint;
+	purged bigint := 0;
+BEGIN
+	IF older_than IS NULL OR older_than < '0' OR at_most IS NULL OR at_most < 1 THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = 'older_than must not be negative, and at_most at least 1';
+	END IF;
+	IF purge.status IN ('NEW', 'SENT') AND purge.topic IS NULL THEN
+		RAISE invalid_parameter_value USING
+			MESSAGE = format('which topic''s %s messages?', purge.status),
+			DETAIL = 'They may be on their way, or wait for a result.',
+			HINT = 'Name the topic.';
+	END IF;
+
+	FOREACH name IN ARRAY ARRAY(SELECT 'log_' || s FROM generate_series(0, 15) AS s)
+		|| 'log_kept'::text LOOP
+		EXECUTE format(
+			'WITH old AS MATERIALIZED (
+				SELECT l.id FROM outbox.%1$I AS l
+				WHERE l.id < outbox.message_id_at($1) AND l.updated_at < $1
+					AND ($2 IS NULL OR l.topic = $2)
+					AND CASE WHEN $3 IS NOT NULL THEN l.status = $3
+						ELSE l.status IN (''C'', ''F'') OR l.status = ''S'' AND NOT EXISTS
+							(SELECT FROM outbox.topic_config AS c
+							 WHERE c.topic = l.topic AND c.result_topic IS NOT NULL) END
+					AND NOT EXISTS (SELECT FROM outbox.handler_call AS h
+									WHERE h.message_id = l.id)
+				LIMIT $4 FOR UPDATE OF l SKIP LOCKED)
+			 DELETE FROM outbox.%1$I AS d USING old WHERE d.id = old.id', name)
+			USING before, purge.topic, "left"(purge.status::text, 1)::"char", at_most - purged;
+		GET DIAGNOSTICS here = ROW_COUNT;
+		purged := purged + here;
+		EXIT WHEN purged >= at_most;
+	END LOOP;
+	RETURN purged;
 END
 $$;
 

@@ -12,7 +12,7 @@
  *	  by then, be it prepared or announced, and nobody will put one there any
  *	  more: see open_current_segment.
  * 2. MOVE.  What must be kept is moved to segment -1.
- * 3. WAIT, until every snapshot is newer than that.
+ * 3. WAIT, until every snapshot shows that.
  * 4. TRUNCATE, under a lock that is had at once or not at all: one that is
  *	  waited for would hold up whoever comes after.
  *

@@ -133,6 +133,36 @@ subtest 'what must be kept' => sub {
 	is_deeply(\@values, [ map { "paused $_" } 1 .. 3000, 1 .. 100 ], 'a held topic goes on in order');
 };
 
+subtest 'purge' => sub {
+	minutes(20);
+	wait_for_value($node, 'postgres', 'SELECT count(*) FROM outbox.log', '0');
+	pass('what was kept goes when it has been final for as long');
+	send_some('orders', 30);
+	sql("SELECT outbox.pause('paused')");
+	send_some('paused', 5);
+	sql("SELECT outbox.send('asked', 'result pending'::text)");
+	all_sent();
+	my @dead = split /\n/, sql("WITH three AS (SELECT id FROM outbox.message
+			WHERE topic = 'orders' ORDER BY id LIMIT 3)
+		SELECT id FROM three WHERE outbox.change_status(id, 'SENT', 'DEAD')");
+	sql("INSERT INTO outbox.handler_call (message_id, topic, outcome, attempts, since)
+		VALUES ('$dead[0]', 'orders', 'D', 1, now())");
+
+	is(sql('SELECT outbox.purge()'), '0', 'nothing is a day old');
+	is(sql("SELECT outbox.purge(older_than => '1 minute')"), '0', 'or a minute');
+	is(sql("SELECT outbox.purge('asked', older_than => '0')"), '0', 'a result is waited for');
+	is(sql("SELECT outbox.purge(older_than => '0', at_most => 20)"), '20', 'some of what is final');
+	is(sql("SELECT outbox.purge(older_than => '0')"), '7', 'the rest of it');
+	is(sql("SELECT outbox.purge(status => 'DEAD', older_than => '0')"), '2',
+		'the dead, but not while a handler is owed');
+	is(state_of($node, "SELECT outbox.purge(status => 'NEW')"), '22023', 'others need a topic');
+	is(sql("SELECT outbox.purge('paused', 'NEW', '0')"), '5', 'which may never go out');
+	is(sql("SELECT outbox.purge('asked', 'SENT', '0')"), '1', 'nor get a result');
+	is(state_of($node, "SELECT outbox.purge($_)"), '22023', "purge($_) is refused")
+	  foreach ("older_than => '-1 s'", 'older_than => NULL', 'at_most => 0');
+	is(sql('SELECT id FROM outbox.message'), $dead[0], 'one is left');
+};
+
 done_testing();
 $node->stop;
 $mock->stop;

@@ -148,7 +148,7 @@ $node->safe_psql('postgres', q{
 	GRANT SELECT ON outbox.topic_request TO operator;
 	GRANT SELECT ON outbox.stat, outbox.worker, outbox.topic, outbox.subscription TO monitor, operator;
 	GRANT EXECUTE ON FUNCTION outbox.counters, outbox.backlog, outbox.worker_status,
-		outbox.subscription_trouble TO monitor, operator;
+		outbox.storage, outbox.subscription_trouble TO monitor, operator;
 	GRANT SELECT ON outbox.message TO reader;
 	GRANT EXECUTE ON FUNCTION outbox.payload_text, outbox.message_time TO reader;
 	GRANT EXECUTE ON FUNCTION outbox.change_status TO operator});
