@@ -45,6 +45,7 @@ typedef struct BridgeOutcome
 	OutcomeClass class;
 	OutcomePersisted persisted;
 	int32		partition;		/* -1 if unknown */
+	int32		partitions;		/* of the topic, -1 if unknown */
 	int64		offset;			/* -1 if unknown */
 	const char *error;			/* librdkafka's name of the error, "" if OK */
 	const char *detail;			/* human-readable text, "" if OK */
@@ -75,7 +76,8 @@ typedef struct BridgeEvent
 	const char *topic;
 	OutcomeClass topic_class;	/* OUTCOME_OK if the topic is usable */
 	int32		partitions;		/* -1 unknown */
-	int32		leaderless;		/* how many partitions have no leader */
+	int32		leaderless;		/* how many partitions have no leader: */
+	const int32 *leaderless_partitions; /* these, ascending */
 	int32		replication_factor; /* -1 unknown */
 	int32		min_insync_replicas;	/* -1 unknown */
 	uint32		tag;

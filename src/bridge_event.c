@@ -255,6 +255,7 @@ decode_outcomes(Bridge *bridge, BridgeEvent *event)
 		outcome->class = get_u8(frame);
 		outcome->persisted = get_u8(frame);
 		outcome->partition = (int32) get_u32(frame);
+		outcome->partitions = (int32) get_u32(frame);
 		outcome->offset = (int64) get_u64(frame);
 		outcome->error = get_string(frame);
 		outcome->detail = get_text(frame);
@@ -270,6 +271,7 @@ static void
 decode_topic(Bridge *bridge, BridgeEvent *event)
 {
 	FrameReader *frame = &bridge->frame;
+	int			n = 0;
 
 	event->type = BRIDGE_TOPIC;
 	event->topic = get_string(frame);
@@ -280,6 +282,23 @@ decode_topic(Bridge *bridge, BridgeEvent *event)
 	event->leaderless = (int32) get_u32(frame);
 	event->replication_factor = (int32) get_u32(frame);
 	event->min_insync_replicas = (int32) get_u32(frame);
+
+	/* The number is the bridge's word: room is made as they are read */
+	while (n < event->leaderless && !frame->bad)
+	{
+		if (n == bridge->max_leaderless)
+		{
+			int			newmax = Max(64, bridge->max_leaderless * 2);
+			Size		size = mul_size(newmax, sizeof(int32));
+
+			bridge->leaderless = bridge->leaderless ?
+				repalloc_huge(bridge->leaderless, size) :
+				MemoryContextAllocHuge(bridge->context, size);
+			bridge->max_leaderless = newmax;
+		}
+		bridge->leaderless[n++] = (int32) get_u32(frame);
+	}
+	event->leaderless_partitions = bridge->leaderless;
 }
 
 static void

@@ -36,6 +36,8 @@ struct Bridge
 	BridgeOutcome *outcomes;
 	int			max_headers;
 	BridgeHeader *headers;
+	int			max_leaderless;
+	int32	   *leaderless;
 
 	uint32		ping_number;
 	bool		ping_pending;

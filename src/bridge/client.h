@@ -94,8 +94,8 @@ extern void waiting_move_first(WaitingList *list, WaitingList *to);
 extern size_t waiting_bytes(void);
 
 /*---- outcome.c ----*/
-extern void outcome_unsent(uint32_t index, OutcomeClass class, int32_t partition,
-						   rd_kafka_resp_err_t err);
+extern void outcome_unsent(uint32_t index, OutcomeClass class, const Topic *topic,
+						   int32_t partition, rd_kafka_resp_err_t err);
 extern void outcome_report(const rd_kafka_message_t *message, OutcomeClass class);
 
 /*---- order.c: no record overtakes one that failed ----*/

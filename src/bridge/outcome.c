@@ -8,7 +8,8 @@
 #include "client.h"
 
 static void put_outcome(uint32_t index, OutcomeClass class, OutcomePersisted persisted,
-						int32_t partition, int64_t offset, rd_kafka_resp_err_t err);
+						const Topic *topic, int32_t partition, int64_t offset,
+						rd_kafka_resp_err_t err);
 
 /*
  * The text is that of the code: rd_kafka_message_errstr takes a produced
@@ -16,7 +17,7 @@ static void put_outcome(uint32_t index, OutcomeClass class, OutcomePersisted per
  */
 static void
 put_outcome(uint32_t index, OutcomeClass class, OutcomePersisted persisted,
-			int32_t partition, int64_t offset, rd_kafka_resp_err_t err)
+			const Topic *topic, int32_t partition, int64_t offset, rd_kafka_resp_err_t err)
 {
 	const char *detail = rd_kafka_err2str(err);
 	char		text[512];
@@ -31,17 +32,18 @@ put_outcome(uint32_t index, OutcomeClass class, OutcomePersisted persisted,
 	put_u8(&client.out, (uint8_t) class);
 	put_u8(&client.out, (uint8_t) persisted);
 	put_u32(&client.out, (uint32_t) partition);
+	put_u32(&client.out, (uint32_t) (topic != NULL ? topic->npartitions : -1));
 	put_u64(&client.out, (uint64_t) offset);
 	put_string(&client.out, class == OUTCOME_OK ? "" : error_name(err));
 	put_string(&client.out, class == OUTCOME_OK ? "" : detail);
 }
 
-/* The outcome of a record that librdkafka never had */
+/* The outcome of a record that librdkafka never had; topic may be NULL */
 void
-outcome_unsent(uint32_t index, OutcomeClass class, int32_t partition,
+outcome_unsent(uint32_t index, OutcomeClass class, const Topic *topic, int32_t partition,
 			   rd_kafka_resp_err_t err)
 {
-	put_outcome(index, class, PERSISTED_NOT, partition, -1, err);
+	put_outcome(index, class, PERSISTED_NOT, topic, partition, -1, err);
 }
 
 /* The outcome that a delivery report brings */
@@ -63,5 +65,6 @@ outcome_report(const rd_kafka_message_t *message, OutcomeClass class)
 			break;
 	}
 	put_outcome((uint32_t) (uintptr_t) message->_private, class, persisted,
-				message->partition, message->offset, message->err);
+				rd_kafka_topic_opaque(message->rkt), message->partition, message->offset,
+				message->err);
 }

@@ -50,7 +50,7 @@ static void retry_waiting(WaitingList *list);
 static void produce_item(const unsigned char *item, size_t len, const Record *record);
 static void produce_to(Topic *topic, int32_t partition, const unsigned char *item,
 					   size_t len, const Record *record);
-static bool trusted(const Topic *topic, int64_t now);
+static bool trusted(const Topic *topic, const Record *record, int64_t now);
 static int32_t choose_partition(const Topic *topic, const Record *record);
 static rd_kafka_resp_err_t hand_over(Topic *topic, const Record *record, int32_t partition);
 static void note_failure(Topic *topic, int32_t partition, rd_kafka_resp_err_t err);
@@ -93,7 +93,7 @@ produce_frame(FrameReader *frame)
 void
 produce_oversize(uint32_t index)
 {
-	outcome_unsent(index, OUTCOME_REJECTED, -1, RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
+	outcome_unsent(index, OUTCOME_REJECTED, NULL, -1, RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
 }
 
 /* FLUSH: what comes after the outcomes of all so far is another batch */
@@ -149,7 +149,7 @@ produce_item(const unsigned char *item, size_t len, const Record *record)
 		refuse(record->index, topic, -1, RD_KAFKA_RESP_ERR__FATAL);
 	else if (client.brokers_down)
 		refuse(record->index, topic, -1, RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN);
-	else if (topic->rkt != NULL && (topic->waiting.first != NULL || !trusted(topic, now)))
+	else if (topic->rkt != NULL && (topic->waiting.first != NULL || !trusted(topic, record, now)))
 	{
 		waiting_add(&topic->waiting, item, len);
 		topic_ask(topic);
@@ -191,7 +191,7 @@ produce_to(Topic *topic, int32_t partition, const unsigned char *item, size_t le
 			waiting_add(&no_room, item, len);
 			break;
 		case RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE:
-			outcome_unsent(record->index, classify_refusal(err), partition, err);
+			outcome_unsent(record->index, classify_refusal(err), topic, partition, err);
 			break;
 		default:
 			/* librdkafka knows better than we: ask before the next one */
@@ -201,14 +201,20 @@ produce_to(Topic *topic, int32_t partition, const unsigned char *item, size_t le
 	}
 }
 
-/* May records go by what is known of the topic? */
+/*
+ * May the record go by what is known of the topic?  Bad news of one partition
+ * don't concern the records for others.
+ */
 static bool
-trusted(const Topic *topic, int64_t now)
+trusted(const Topic *topic, const Record *record, int64_t now)
 {
 	if (!topic->verified)
 		return false;
-	return (topic->err == RD_KAFKA_RESP_ERR_NO_ERROR && topic->leaderless == 0) ||
-		now - topic->answered_at < BAD_NEWS_MS;
+	if (topic->err == RD_KAFKA_RESP_ERR_NO_ERROR &&
+		(topic->leaderless == 0 ||
+		 topic->partitions[choose_partition(topic, record)].leader >= 0))
+		return true;
+	return now - topic->answered_at < BAD_NEWS_MS;
 }
 
 /* As Java's producer does; a record without a key goes where there's a leader */
@@ -283,7 +289,7 @@ static void
 refuse(uint32_t index, Topic *topic, int32_t partition, rd_kafka_resp_err_t err)
 {
 	note_failure(topic, partition, err);
-	outcome_unsent(index, classify_refusal(err), partition, err);
+	outcome_unsent(index, classify_refusal(err), topic, partition, err);
 }
 
 /* The outcome of a record that may not overtake one that failed */
@@ -294,9 +300,9 @@ refuse_behind(uint32_t index, const Topic *topic, int32_t partition)
 	OutcomeClass class = class_of(err);
 
 	if (class == OUTCOME_REQUEST_REJECTED || class == OUTCOME_CORRUPT)
-		outcome_unsent(index, OUTCOME_BEHIND, partition, RD_KAFKA_RESP_ERR__PURGE_QUEUE);
+		outcome_unsent(index, OUTCOME_BEHIND, topic, partition, RD_KAFKA_RESP_ERR__PURGE_QUEUE);
 	else
-		outcome_unsent(index, class, partition, err);
+		outcome_unsent(index, class, topic, partition, err);
 }
 
 static OutcomeClass

@@ -14,7 +14,7 @@
 #ifndef OUTBOX_PROTOCOL_H
 #define OUTBOX_PROTOCOL_H
 
-#define BRIDGE_PROTOCOL		3
+#define BRIDGE_PROTOCOL		4
 
 /* Both ends are compiled with the same one; they refuse any other */
 #ifndef OUTBOX_BUILD
@@ -82,14 +82,16 @@ typedef enum FrameType
 	 * PONG: u32 number of the PING; 0 unasked, as a sign of life while the
 	 * bridge reads no frames because it holds too many records.
 	 *
-	 * OUTCOMES ...: u32 index, u8 class, u8 persisted, u32 partition, u64
-	 * offset, string error, string detail.
+	 * OUTCOMES ...: u32 index, u8 class, u8 persisted, u32 partition, u32
+	 * partitions that the topic has (-1: unknown), u64 offset, string error,
+	 * string detail.
 	 *
 	 * BROKERS: u8 up, string reason when down.
 	 *
 	 * TOPIC: string topic, u8 class, string error, string text, u32
 	 * partitions, u32 leaderless, u32 replication factor, u32
-	 * min.insync.replicas (-1: unknown).
+	 * min.insync.replicas (-1: unknown), and for each of the leaderless
+	 * partitions its u32 number, ascending.
 	 *
 	 * RECORDS ...: u32 tag, string topic, u32 partition, u64 offset, u64 end of
 	 * the log as the last fetch saw it (-1: unknown), u64 timestamp, blob key, blob value, u32 number of headers, and for each

@@ -212,6 +212,11 @@ topic_report_error(const Topic *topic, rd_kafka_resp_err_t err)
 	put_u32(&client.out, (uint32_t) (usable ? topic->leaderless : 0));
 	put_u32(&client.out, (uint32_t) (usable ? topic->replication_factor : -1));
 	put_u32(&client.out, (uint32_t) (usable ? topic->min_insync_replicas : -1));
+	for (int32_t i = 0; usable && i < topic->npartitions; i++)
+	{
+		if (topic->partitions[i].leader < 0)
+			put_u32(&client.out, (uint32_t) i);
+	}
 	frame_end(&client.out);
 }
 

@@ -383,6 +383,7 @@ read_outcomes(Child *child, Outcome *outcomes, int n)
 		outcome->class = get_u8(frame);
 		outcome->persisted = get_u8(frame);
 		outcome->partition = (int32_t) get_u32(frame);
+		outcome->partitions = (int32_t) get_u32(frame);
 		outcome->offset = (int64_t) get_u64(frame);
 		snprintf(outcome->error, sizeof(outcome->error), "%s", get_string(frame));
 		get_string(frame);

@@ -34,6 +34,7 @@ typedef struct Outcome
 	int			class;
 	int			persisted;
 	int32_t		partition;
+	int32_t		partitions;
 	int64_t		offset;
 	char		error[64];
 } Outcome;

@@ -21,6 +21,8 @@ static Outcome outcomes[MANY];
 
 static void many_records(void);
 static void unusable_topics(void);
+static bool tells_leaderless(Child *child, const char *topic, uint32_t partitions, uint32_t which);
+static void other_partition(Child *child, const char *topic, const char *key);
 static void lost_leader(void);
 static void sizes(void);
 static void error_class(rd_kafka_resp_err_t err, int class, const char *name);
@@ -136,6 +138,40 @@ unusable_topics(void)
 	child_stop(child);
 }
 
+/* Asked about the topic: is that the only partition without a leader? */
+static bool
+tells_leaderless(Child *child, const char *topic, uint32_t partitions, uint32_t which)
+{
+	FrameReader *frame = &child->frame;
+
+	send_string(child, FRAME_ASK_TOPIC, topic);
+	if (expect_topic(child, topic, 5000) != OUTCOME_OK)
+		return false;
+	get_string(frame);
+	get_string(frame);
+	if (get_u32(frame) != partitions || get_u32(frame) != 1)
+		return false;
+	get_u32(frame);
+	get_u32(frame);
+	return get_u32(frame) == which && frame_done(frame);
+}
+
+/*
+ * A record for a partition with a leader doesn't wait for an answer about one
+ * without: what the brokers would answer now, nobody hears.
+ */
+static void
+other_partition(Child *child, const char *topic, const char *key)
+{
+	poll(NULL, 0, 600);
+	rd_kafka_mock_topic_set_error(cluster, topic, RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
+	send_record(child, 1, topic, key, "v");
+	send_simple(child, FRAME_FLUSH);
+	ok(collect(child, outcomes, 1, 5000) == 1 && outcomes[0].class == OUTCOME_OK,
+	   "another partition's record goes out unasked (%s)", outcomes[0].error);
+	rd_kafka_mock_topic_set_error(cluster, topic, RD_KAFKA_RESP_ERR_NO_ERROR);
+}
+
 /* Without a leader a partition's records come back, and the others' go out */
 static void
 lost_leader(void)
@@ -165,11 +201,17 @@ lost_leader(void)
 			gone++;
 		else if (outcomes[i].class == OUTCOME_RETRIABLE && outcomes[i].persisted == PERSISTED_NOT)
 			back++;
-		right = right && (outcomes[i].partition == 0) == (outcomes[i].class != OUTCOME_OK);
+		right = right && outcomes[i].partitions == 2 &&
+			(outcomes[i].partition == 0) == (outcomes[i].class != OUTCOME_OK);
 	}
 	ok(got == 100 && gone + back == 100 && gone > 0 && back > 0 && right,
 	   "%d records sent, %d back from the partition without a leader", gone, back);
 	ok(clock_ms() - start < 2000 * slow, "within %d ms", (int) (clock_ms() - start));
+	ok(tells_leaderless(child, "leaderless", 2, 0), "the topic's state names that partition");
+	if (TOPIC_ERRORS_CRASH)
+		skip("another partition's record", "this librdkafka crashes");
+	else
+		other_partition(child, "leaderless", "3");
 
 	if (LEADERLESS_CRASHES_MOCK)
 	{
