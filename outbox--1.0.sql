@@ -464,6 +464,10 @@ AS 'MODULE_PATHNAME', 'outbox_message_time' LANGUAGE C IMMUTABLE STRICT PARALLEL
 CREATE FUNCTION outbox.message_id_at(at timestamptz) RETURNS uuid
 AS 'MODULE_PATHNAME', 'outbox_message_id_at' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
 
+-- Where Kafka's clients put a record with that key, in a topic of so many partitions
+CREATE FUNCTION outbox.key_partition(key text, partitions int) RETURNS int
+AS 'MODULE_PATHNAME', 'outbox_key_partition' LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+
 /* ---------------------------------------------------------------------
  * Views
  * --------------------------------------------------------------------- */

@@ -15,6 +15,7 @@ SELECT outbox.send('latin1', '{"é": "ü"}'::jsonb) IS NOT NULL AS sent;
 SELECT outbox.send('latin1', '\xe282ac'::bytea) IS NOT NULL AS sent;
 SELECT key, payload, payload_bytes FROM outbox.message ORDER BY id;
 SELECT convert_from(payload_bytes, 'UTF8') = payload AS same FROM outbox.message ORDER BY id LIMIT 3;
+SELECT outbox.key_partition('clé', 7) AS of_7;
 
 \c :regression
 DROP DATABASE regress_outbox_latin1;
