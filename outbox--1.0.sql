@@ -74,7 +74,8 @@ INSERT INTO outbox.lane
 
 CREATE TABLE outbox.held (
 	topic text NOT NULL,
-	partition int NOT NULL,		-- -1: all of the topic
+	partition int NOT NULL,		-- -1: all that have no mark of their own
+	partitions int NOT NULL,	-- of so many; -1 with the former
 	publisher smallint NOT NULL,	-- each keeps a mark of its own lanes
 	publishers smallint NOT NULL,	-- of so many
 	cursor uuid NOT NULL,		-- its messages wait from here on
@@ -86,7 +87,7 @@ CREATE TABLE outbox.held (
 	PRIMARY KEY (topic, partition, publisher)
 );
 
-COMMENT ON TABLE outbox.held IS 'topics whose messages wait';
+COMMENT ON TABLE outbox.held IS 'topics, and partitions of topics, whose messages wait';
 
 CREATE TABLE outbox.paused (
 	topic text PRIMARY KEY,
@@ -605,11 +606,17 @@ CREATE VIEW outbox.topic AS
 			WHEN h.reason = 'paused' THEN 'resuming'
 			ELSE h.reason
 		END AS state,
-		coalesce(p.since, h.since) AS held_since, h.error, h.tries,
+		coalesce(p.since, h.since) AS held_since,
+		CASE WHEN h.partition >= 0
+			THEN ARRAY(SELECT DISTINCT one.partition FROM outbox.held AS one
+					   WHERE one.topic = t.topic ORDER BY one.partition)
+		END AS held_partitions,
+		h.error, h.tries,
 		CASE WHEN p.topic IS NOT NULL THEN pg_catalog.format('SELECT outbox.resume(%L)', t.topic)
 			WHEN h.reason = 'missing' THEN pg_catalog.format('create it: SELECT outbox.create_topic(%L, partitions => 6, replication_factor => 3)', t.topic)
 			WHEN h.reason = 'denied' THEN pg_catalog.format('allow WRITE and DESCRIBE on the topic: kafka-acls --add --allow-principal User:... --operation Write --operation Describe --topic %s', t.topic)
 			WHEN h.reason = 'misconfigured' THEN 'mend the topic''s settings on the broker, or its name; after INVALID_TIMESTAMP, a clock that runs ahead, here or there'
+			WHEN h.partition >= 0 THEN pg_catalog.format('see what leads these partitions, the others go on: kafka-topics --describe --topic %s', t.topic)
 		END AS hint,
 		coalesce(b.messages, 0) AS backlog,
 		pg_catalog.clock_timestamp() - b.oldest AS oldest_new_age,

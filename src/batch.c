@@ -245,6 +245,41 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 }
 
 /* ---------------------------------------------------------------------
+ * Whether its messages wait
+ * --------------------------------------------------------------------- */
+
+Held *
+message_mark(const OutMessage *message)
+{
+	const HeldTopic *topic = held_find_topic(message->record.topic);
+
+	if (topic == NULL)
+		return NULL;
+	return held_find(topic, message->record.key, message->record.key_len);
+}
+
+/* The same for a row, without making a record of it: there may be a million */
+static Held *
+row_mark(const LogRow *row)
+{
+	const HeldTopic *topic = held_find_topic(row->topic);
+	TupleTableSlot *slot = row->slot;
+	char	   *key;
+	Held	   *held;
+
+	if (topic == NULL || topic->partitions == 0)
+		return topic != NULL ? topic->whole : NULL;
+	slot_getsomeattrs(slot, Anum_log_key);
+	if (slot->tts_isnull[Anum_log_key - 1])
+		key = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&row->id)));
+	else
+		key = TextDatumGetCString(slot->tts_values[Anum_log_key - 1]);
+	held = held_find_by_key(topic, key);
+	pfree(key);
+	return held;
+}
+
+/* ---------------------------------------------------------------------
  * The sources
  *
  * Each has its share of the batch, lest the backlog of one delay the others:
@@ -273,10 +308,10 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 
 		if (scan == NULL)
 			continue;
-		held = held_find(row.topic);
+		held = row_mark(&row);
 		if (row.status == STATUS_NEW && !sweep_wants(sweep, row.lane, row.clock))
 		{
-			if (held == NULL || held->released)
+			if (held == NULL)
 				batch_add(batch, &row, SOURCE_DELAYED);
 			else if (held->state < HELD_PROBING)
 			{
@@ -298,8 +333,8 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 }
 
 /*
- * A held topic's own sweep, below the main one: a single message to probe it,
- * then its part of the share of "sharers" topics.
+ * The own sweep of a held topic, or partition, below the main one: a single
+ * message to probe it, then its part of the share of "sharers".
  */
 static void
 read_held(Batch *batch, const Sweep *sweep, Held *held, int sharers, Snapshot snapshot)
@@ -325,7 +360,8 @@ read_held(Batch *batch, const Sweep *sweep, Held *held, int sharers, Snapshot sn
 		held->upto = row.clock + 1;
 		if (row.status == STATUS_NEW && sweep_has_lane(sweep, row.lane) &&
 			!sweep_wants(sweep, row.lane, row.clock) &&
-			strcmp(row.topic, held->topic) == 0 && !chain_passes_by(batch, &row))
+			strcmp(row.topic, held->topic) == 0 && row_mark(&row) == held &&
+			!chain_passes_by(batch, &row))
 		{
 			batch_add(batch, &row, SOURCE_HELD);
 			held->found = ++added;
@@ -344,7 +380,7 @@ read_all_held(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 	while ((held = held_next(&iterator)) != NULL)
 	{
 		held_begin_pass(held);
-		if (!held->released && held->state >= HELD_PROBING && !batch_is_full(batch))
+		if (held->state >= HELD_PROBING && !batch_is_full(batch))
 			read_held(batch, sweep, held, sharers, snapshot);
 	}
 }
@@ -377,9 +413,8 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 			batch->upto = row.clock;
 			break;
 		}
-		held = held_find(row.topic);
-		if (held != NULL && !held->released &&
-			!(held->met && held->state == HELD_CATCHING_UP))
+		held = row_mark(&row);
+		if (held != NULL && !(held->met && held->state == HELD_CATCHING_UP))
 			held_pass_by(held, row.clock);
 		else if (!chain_passes_by(batch, &row))
 			batch_add(batch, &row, SOURCE_SWEEP);

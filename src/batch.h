@@ -107,6 +107,8 @@ extern void chain_read_queues(Batch *batch, Snapshot snapshot);
  * the messages, after that.
  */
 extern void chain_write(const Batch *batch);
+/* The mark that its messages wait under; NULL if it isn't held */
+extern Held *message_mark(const OutMessage *message);
 
 /*
  * deliver.c: hands the batch to the bridge and waits until every message has

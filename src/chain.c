@@ -156,8 +156,8 @@ chain_read_queues(Batch *batch, Snapshot snapshot)
 
 	while (!batch_has(batch, 3) && (hold = key_hold_next_turn(&turns)) != NULL)
 	{
-		Held	   *held = held_find(hold->name.topic);
-		bool		probe = held != NULL && !held->released && held->state == HELD_PROBING;
+		Held	   *held = held_find_by_key(held_find_topic(hold->name.topic), hold->name.key);
+		bool		probe = held != NULL && held->state == HELD_PROBING;
 		int			before = batch->n;
 
 		if (probe && held->found > 0)

@@ -14,6 +14,7 @@
 #include "utils/memutils.h"
 
 #include "batch.h"
+#include "key_partition.h"
 
 /* How often a message is sent alone that arrives corrupt, before it is DEAD */
 #define CORRUPT_TRIES	3
@@ -49,29 +50,47 @@ hand_over(Delivery *delivery, int index)
 	delivery->open++;
 }
 
-/* Is its topic held already, and waits? */
-static bool
-is_waiting(const OutMessage *message)
+/* The mark that it waits under already, NULL if there is none */
+static Held *
+waiting_mark(const OutMessage *message)
 {
-	Held	   *held = held_find(message->record.topic);
+	Held	   *held = message_mark(message);
 
-	return held != NULL && !held->released && held->state == HELD_WAITING;
+	return held != NULL && held->state == HELD_WAITING ? held : NULL;
 }
 
 /*
- * The message stays NEW, and so do those of its topic that follow.  What is in
- * the queue of its key needs no mark.
+ * The message stays NEW, and so do those of its topic or partition that follow.
+ * What is in the queue of its key needs no mark.
  */
 static void
-leave_and_hold(const Batch *batch, OutMessage *message, const char *reason)
+leave_and_hold(const Batch *batch, OutMessage *message, int32 partition, int32 partitions,
+			   const char *reason)
 {
 	MessageClock from = message->source == SOURCE_KEY ? batch->upto : message->clock;
+	Held	   *held = waiting_mark(message);
 
 	message->fate = FATE_LEFT;
-	if (is_waiting(message))
-		held_pass_by(held_find(message->record.topic), from);
+	if (held != NULL)
+		held_pass_by(held, from);
 	else
-		held_hold(message->record.topic, from, reason, message->error);
+		held_hold(message->record.topic, partition, partitions, from, reason,
+				  message->error);
+}
+
+/*
+ * The partition that failed, -1 if that isn't sure: the number of partitions
+ * may have changed since the bridge chose this one.
+ */
+static int32
+failed_partition(const OutMessage *message, const BridgeOutcome *outcome)
+{
+	const BridgeRecord *record = &message->record;
+
+	if (outcome->partition < 0 || outcome->partitions < 1 ||
+		key_partition(record->key, record->key_len, outcome->partitions) != outcome->partition)
+		return -1;
+	return outcome->partition;
 }
 
 static const char *
@@ -120,13 +139,13 @@ settle(Delivery *delivery, const BridgeOutcome *outcome)
 			message->fate = FATE_ALONE;
 			break;
 		case OUTCOME_TOPIC_MISSING:
-			leave_and_hold(delivery->batch, message, "missing");
+			leave_and_hold(delivery->batch, message, -1, -1, "missing");
 			break;
 		case OUTCOME_TOPIC_DENIED:
-			leave_and_hold(delivery->batch, message, "denied");
+			leave_and_hold(delivery->batch, message, -1, -1, "denied");
 			break;
 		case OUTCOME_TOPIC_MISCONFIGURED:
-			leave_and_hold(delivery->batch, message, "misconfigured");
+			leave_and_hold(delivery->batch, message, -1, -1, "misconfigured");
 			break;
 		case OUTCOME_CLIENT_FINISHED:
 			message->fate = FATE_LEFT;
@@ -140,7 +159,8 @@ settle(Delivery *delivery, const BridgeOutcome *outcome)
 		case OUTCOME_UNKNOWN:
 			/* where no broker answers it isn't the topic's fault */
 			if (delivery->worker->brokers_up)
-				leave_and_hold(delivery->batch, message, "failing");
+				leave_and_hold(delivery->batch, message, failed_partition(message, outcome),
+							   outcome->partitions, "failing");
 			else
 				message->fate = FATE_LEFT;
 			break;
@@ -176,7 +196,7 @@ hand_over_ready(Delivery *delivery)
 	{
 		OutMessage *message = &delivery->batch->messages[delivery->ready[i]];
 
-		if (message->fate == FATE_BEHIND && !is_waiting(message))
+		if (message->fate == FATE_BEHIND && waiting_mark(message) == NULL)
 			hand_over(delivery, delivery->ready[i]);
 	}
 	bridge_flush(delivery->worker->bridge);
@@ -238,11 +258,12 @@ static void
 deliver_alone(Delivery *delivery, int index)
 {
 	OutMessage *message = &delivery->batch->messages[index];
+	Held	   *held = waiting_mark(message);
 
 	/* one before it failed: it must not overtake that */
-	if (is_waiting(message))
+	if (held != NULL)
 	{
-		held_pass_by(held_find(message->record.topic), message->clock);
+		held_pass_by(held, message->clock);
 		message->fate = FATE_LEFT;
 		return;
 	}
@@ -277,7 +298,8 @@ batch_deliver(Batch *batch, Worker *worker)
 		if (batch->messages[i].fate != FATE_ALONE)
 			continue;
 		deliver_alone(&delivery, i);
-		left = batch->messages[i].fate == FATE_LEFT && !is_waiting(&batch->messages[i]);
+		left = batch->messages[i].fate == FATE_LEFT &&
+			waiting_mark(&batch->messages[i]) == NULL;
 	}
 	for (int i = 0; i < batch->n; i++)
 	{

@@ -126,9 +126,9 @@ set_going_on(KeyHold *hold, bool goes_on)
 static bool
 may_go_on(const KeyHold *hold)
 {
-	const Held *held = held_find(hold->name.topic);
+	const Held *held = held_find_by_key(held_find_topic(hold->name.topic), hold->name.key);
 
-	return hold->goes_on && (held == NULL || held->released || held->state >= HELD_PROBING);
+	return hold->goes_on && (held == NULL || held->state >= HELD_PROBING);
 }
 
 /*

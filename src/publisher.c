@@ -83,10 +83,10 @@ load(Publisher *publisher)
 static void
 ask_about_held(Worker *worker)
 {
-	Held	   *held;
+	const char *topic;
 
-	while ((held = held_next_question(GetCurrentTimestamp())) != NULL)
-		bridge_ask_topic(worker->bridge, held->topic);
+	while ((topic = held_next_question(GetCurrentTimestamp())) != NULL)
+		bridge_ask_topic(worker->bridge, topic);
 }
 
 /* False if the worker has to rest */
@@ -347,8 +347,8 @@ move_on(Publisher *publisher)
 
 		if (message->fate != FATE_LEFT)
 			continue;
-		held = held_find(message->record.topic);
-		if (held != NULL && !held->released && held->state == HELD_WAITING)
+		held = message_mark(message);
+		if (held != NULL && held->state == HELD_WAITING)
 		{
 			if (message->source != SOURCE_KEY)
 				held_pass_by(held, message->clock);

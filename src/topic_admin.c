@@ -326,14 +326,7 @@ publisher_event(Worker *worker, const BridgeEvent *event)
 {
 	if (event->type == BRIDGE_TOPIC)
 	{
-		char		error[WORKER_TEXT_LEN];
-
-		safe_text_printf(error, sizeof(error), "%s: %s", event->error, event->text);
-		held_answer(event->topic, event->topic_class == OUTCOME_OK,
-					event->topic_class == OUTCOME_TOPIC_DENIED ? "denied" :
-					event->topic_class == OUTCOME_TOPIC_MISSING ? "missing" :
-					event->topic_class == OUTCOME_TOPIC_MISCONFIGURED ? "misconfigured" :
-					"failing", error);
+		held_answer(event);
 		topic_admin_event(event);
 	}
 	else if (event->type == BRIDGE_ADMIN_DONE)
