@@ -418,6 +418,7 @@ cmd_add_partitions(int argc, char **argv)
 	rd_kafka_t *rk = new_consumer();
 	rd_kafka_queue_t *queue = rd_kafka_queue_new(rk);
 	int			total = number(argv[1]);
+	int			leaderless = partitions_of(rk, argv[0], false) - partitions_of(rk, argv[0], true);
 	rd_kafka_NewPartitions_t *partitions;
 	char		error[512];
 
@@ -427,7 +428,7 @@ cmd_add_partitions(int argc, char **argv)
 		die("%s", error);
 	rd_kafka_CreatePartitions(rk, &partitions, 1, NULL, queue);
 	finish("add-partitions", queue);
-	wait_for_partitions(rk, argv[0], total);
+	wait_for_partitions(rk, argv[0], total - leaderless);
 }
 
 static void
