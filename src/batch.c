@@ -333,55 +333,64 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 }
 
 /*
- * The own sweep of a held topic, or partition, below the main one: a single
- * message to probe it, then its part of the share of "sharers".
+ * The own sweep of a held topic, below the main one: a single message of each
+ * mark to be probed, and for those that catch up their part of the share of
+ * "sharers" marks.
  */
 static void
-read_held(Batch *batch, const Sweep *sweep, Held *held, int sharers, Snapshot snapshot)
+read_held(Batch *batch, const Sweep *sweep, const char *topic, int sharers, Snapshot snapshot)
 {
-	int			most = held->state == HELD_PROBING ? 1 : Max(BATCH_MESSAGES / 2 / sharers, 1);
-	int			most_rows = Max(CATCH_UP_ROWS / sharers, 100);
-	Size		until = batch->bytes + BATCH_BYTES / 2 / sharers;
-	LogScan    *scan = log_scan_begin(held->cursor, snapshot);
+	MessageClock upto;
+	int			marks = held_begin_sweep(topic, &upto);
+	int			most = Max(BATCH_MESSAGES / 2 * marks / sharers, 1);
+	int			most_rows = Max(CATCH_UP_ROWS / sharers * marks, 100);
+	Size		until = batch->bytes + BATCH_BYTES / 2 / sharers * marks;
+	LogScan    *scan = log_scan_begin(upto, snapshot);
 	LogRow		row;
 	int			rows = 0;
 	int			added = 0;
+	bool		met = true;
 
-	held->met = true;
-	held->upto = held->cursor;
 	while (log_scan_next(scan, &row) && row.clock < sweep_highest(sweep))
 	{
+		Held	   *held;
+
 		if (added == most || rows++ == most_rows || batch_is_full(batch) ||
 			key_queue_is_full() || (added > 0 && batch->bytes >= until))
 		{
-			held->met = false;
+			met = false;
 			break;
 		}
-		held->upto = row.clock + 1;
-		if (row.status == STATUS_NEW && sweep_has_lane(sweep, row.lane) &&
-			!sweep_wants(sweep, row.lane, row.clock) &&
-			strcmp(row.topic, held->topic) == 0 && row_mark(&row) == held &&
-			!chain_passes_by(batch, &row))
+		upto = row.clock + 1;
+		if (row.status != STATUS_NEW || !sweep_has_lane(sweep, row.lane) ||
+			sweep_wants(sweep, row.lane, row.clock) || strcmp(row.topic, topic) != 0)
+			continue;
+		held = row_mark(&row);
+		if (held != NULL && held_sweeps(held, row.clock) && !chain_passes_by(batch, &row) &&
+			held_take(held, row.clock))
 		{
 			batch_add(batch, &row, SOURCE_HELD);
-			held->found = ++added;
+			added++;
 		}
 	}
 	log_scan_end(scan);
+	held_end_sweep(topic, upto, met);
 }
 
 static void
 read_all_held(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 {
+	HeldIterator all = {0};
 	HeldIterator iterator = {0};
 	int			sharers = held_working();
 	Held	   *held;
 
+	while ((held = held_next(&all)) != NULL)
+		held_begin_pass(held);
 	while ((held = held_next(&iterator)) != NULL)
 	{
-		held_begin_pass(held);
-		if (held->state >= HELD_PROBING && !batch_is_full(batch))
-			read_held(batch, sweep, held, sharers, snapshot);
+		if (held->state >= HELD_PROBING && !held->swept && !batch_is_full(batch))
+			read_held(batch, sweep, held->topic, sharers, snapshot);
 	}
 }
 

@@ -294,8 +294,61 @@ held_begin_pass(Held *held)
 {
 	held->upto = held->cursor;
 	held->passed_by = PG_UINT64_MAX;
-	held->met = false;
+	held->swept = held->met = held->full = false;
 	held->found = 0;
+}
+
+int
+held_begin_sweep(const char *topic, MessageClock *from)
+{
+	HeldIterator iterator = {0};
+	Held	   *held;
+	int			n = 0;
+
+	*from = PG_UINT64_MAX;
+	while ((held = held_next(&iterator)) != NULL)
+	{
+		if (held->state < HELD_PROBING || strcmp(held->topic, topic) != 0)
+			continue;
+		held->swept = true;
+		*from = Min(*from, held->cursor);
+		n++;
+	}
+	return n;
+}
+
+bool
+held_sweeps(const Held *held, MessageClock clock)
+{
+	return held->state >= HELD_PROBING && !held->full && clock >= held->cursor;
+}
+
+bool
+held_take(Held *held, MessageClock clock)
+{
+	if (held->state == HELD_PROBING && held->found > 0)
+	{
+		held->full = true;
+		held->upto = clock;
+		return false;
+	}
+	held->found++;
+	return true;
+}
+
+void
+held_end_sweep(const char *topic, MessageClock upto, bool met)
+{
+	HeldIterator iterator = {0};
+	Held	   *held;
+
+	while ((held = held_next(&iterator)) != NULL)
+	{
+		if (held->state < HELD_PROBING || held->full || strcmp(held->topic, topic) != 0)
+			continue;
+		held->upto = Max(held->upto, upto);
+		held->met = met;
+	}
 }
 
 /*

@@ -16,6 +16,7 @@
  *
  * While it catches up, a topic (or partition) has a sweep of its own, from the
  * mark on, and is passed by in the main one; when the two meet, it is released.
+ * The partitions of a topic that do so at the same time share one sweep.
  * Where the mark of a whole topic is there already, it goes on without the
  * partitions that fail then.
  *
@@ -63,7 +64,9 @@ typedef struct Held
 	/* of the current pass */
 	MessageClock upto;			/* where its sweep came to */
 	MessageClock passed_by;		/* the lowest the main sweep left to it */
+	bool		swept;			/* had its turn */
 	bool		met;			/* its sweep has met the main one */
+	bool		full;			/* its probe was found, and where more begins */
 	int			found;			/* messages its sweep put into the batch */
 } Held;
 
@@ -133,6 +136,21 @@ extern const char *held_next_question(TimestampTz now);
 
 /* How many marks are to be probed or catch up */
 extern int	held_working(void);
+
+/*
+ * Begins the sweep of those of a topic, which have it together: from where, and
+ * for how many of them.
+ */
+extern int	held_begin_sweep(const char *topic, MessageClock *from);
+
+/* Is a message of that mark one that this sweep is for? */
+extern bool held_sweeps(const Held *held, MessageClock clock);
+
+/* It is there to be published; false: not in this pass */
+extern bool held_take(Held *held, MessageClock clock);
+
+/* Everything below upto was read, and all of it below the main sweep if met */
+extern void held_end_sweep(const char *topic, MessageClock upto, bool met);
 
 /* When the first WAITING one is due; DT_NOEND if none */
 extern TimestampTz held_next_try(void);

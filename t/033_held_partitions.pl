@@ -21,13 +21,14 @@ $kafka->start;
 my $second = $kafka->another_broker(2);
 $second->start;
 $kafka->create_topic_on($_, [ 1, 2, 1 ]) foreach (@topics);
+$kafka->create_topic_on('many', [ (1, 2) x 10 ]);
 my $node = new_outbox_node(
 	'main',
 	bootstrap => $kafka->bootstrap,
 	conf => 'outbox.publishers = 4',
 	extension => ['postgres']);
 
-my %rounds = map { $_ => 0 } @topics;
+my %rounds = map { $_ => 0 } @topics, 'many';
 
 # One message for each key, so that each publisher has some for each partition
 sub send_round
@@ -117,8 +118,8 @@ sub publishers_are
 		q(SELECT count(*) FROM outbox.worker WHERE kind = 'publisher' AND pid IS NOT NULL), $n);
 }
 
-send_round(@topics);
-backlog_is($_, 0, "$_: all partitions work") foreach (@topics);
+send_round(@topics, 'many');
+backlog_is($_, 0, "$_: all partitions work") foreach (@topics, 'many');
 $second->stop;
 wait_until('a partition of each has no leader',
 	sub { my $topics = $kafka->topics; !grep { "@{ $topics->{$_} }" ne '1 -1 1' } @topics });
@@ -134,6 +135,14 @@ is( $node->safe_psql('postgres',
 	'failing|{1}|t|t|t', 'outbox.topic shows which');
 like(slurp_file($node->logfile), qr/partition 1 of topic "half" is held: LEADER_NOT_AVAILABLE/,
 	'and so does the log');
+
+# ---------- many of them ----------
+
+send_round('many') foreach (1 .. 3);
+my $many = 3 * grep { partition_of($_, 20) % 2 == 1 } 1 .. $keys;
+backlog_is('many', $many, 'ten partitions of twenty are held');
+is( $node->safe_psql('postgres', q(SELECT held_partitions FROM outbox.topic WHERE topic = 'many')),
+	'{1,3,5,7,9,11,13,15,17,19}', 'says outbox.topic');
 
 # ---------- restarts ----------
 
@@ -216,10 +225,10 @@ sent_in_order('anew', 'in order');
 
 $second->start;
 wait_until('all have leaders',
-	sub { my $topics = $kafka->topics; !grep { $_ < 0 } map { @$_ } @$topics{@topics} });
+	sub { my $topics = $kafka->topics; !grep { $_ < 0 } map { @$_ } @$topics{ @topics, 'many' } });
 try_now();
-backlog_is($_, 0, "$_ goes on") foreach (@topics);
-in_topic($_, "$_ is in order, each message once") foreach (qw(half paused));
+backlog_is($_, 0, "$_ goes on") foreach (@topics, 'many');
+in_topic($_, "$_ is in order, each message once") foreach (qw(half paused many));
 sent_in_order('more', 'more was published in order');
 wait_for_value($node, 'postgres', 'SELECT count(*) FROM outbox.held', 0)
   and pass('nothing is held');
