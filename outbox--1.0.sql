@@ -129,6 +129,16 @@ CREATE TABLE outbox.key_released (
 COMMENT ON TABLE outbox.key_released IS
 	'keys that are to go on without their DEAD message; see outbox.release_key';
 
+CREATE TABLE outbox.suspect (
+	id uuid PRIMARY KEY,
+	tries int NOT NULL DEFAULT 0,	-- times that count; see outbox.poison_attempts
+	error text,					-- how the bridge ended when it had nothing else
+	since timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+COMMENT ON TABLE outbox.suspect IS
+	'messages that a bridge had when it died; they are published one at a time';
+
 CREATE TABLE outbox.recovery (
 	result_timeout bigint PRIMARY KEY,	-- in microseconds
 	cursor uuid NOT NULL
@@ -383,7 +393,7 @@ DO $$
 DECLARE
 	name text;
 BEGIN
-	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'paused', 'key_hold', 'key_hold_hold_seq',
+	FOREACH name IN ARRAY ARRAY['log_kept', 'held', 'paused', 'suspect', 'key_hold', 'key_hold_hold_seq',
 								'key_waiting', 'key_released', 'delayed', 'topic_config',
 								'topic_grant', 'topic_state', 'consumer_offset',
 								'subscription_config', 'dead_record_data',

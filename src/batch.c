@@ -219,8 +219,8 @@ fill_record(const Batch *batch, OutMessage *message, const LogRow *row)
 	fill_headers(message, id_text, headers);
 }
 
-void
-batch_add(Batch *batch, const LogRow *row, MessageSource source)
+static void
+batch_add(Batch *batch, const LogRow *row, MessageSource source, Suspect *suspect)
 {
 	OutMessage *message = &batch->messages[batch->n++];
 	MemoryContext old = MemoryContextSwitchTo(batch->context);
@@ -232,7 +232,8 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 	message->source = source;
 	message->attempts = row->attempts;
 	message->lane = row->lane;
-	message->fate = FATE_OPEN;
+	message->suspect = suspect;
+	message->fate = suspect != NULL ? FATE_ALONE : FATE_OPEN;
 	message->class = OUTCOME_OK;
 	message->error = NULL;
 	fill_record(batch, message, row);
@@ -242,6 +243,20 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source)
 		batch->bytes += message->record.headers[i].len;
 	chain_add(batch);
 	MemoryContextSwitchTo(old);
+}
+
+bool
+batch_take(Batch *batch, const LogRow *row, MessageSource source)
+{
+	Suspect    *suspect;
+
+	if (poison_turn(row, &suspect) == TURN_LATER)
+	{
+		batch->put_off = true;
+		return false;
+	}
+	batch_add(batch, row, source, suspect);
+	return true;
 }
 
 /* ---------------------------------------------------------------------
@@ -312,7 +327,7 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 		if (row.status == STATUS_NEW && !sweep_wants(sweep, row.lane, row.clock))
 		{
 			if (held == NULL)
-				batch_add(batch, &row, SOURCE_DELAYED);
+				batch_take(batch, &row, SOURCE_DELAYED);
 			else if (held->state < HELD_PROBING)
 			{
 				if (row.lane == OUTBOX_LANE_NONE)
@@ -355,8 +370,9 @@ read_held(Batch *batch, const Sweep *sweep, const char *topic, int sharers, Snap
 	{
 		Held	   *held;
 
-		if (added == most || rows++ == most_rows || batch_is_full(batch) ||
-			key_queue_is_full() || (added > 0 && batch->bytes >= until))
+		if (added == most || (rows++ >= most_rows && !batch->put_off) ||
+			batch_is_full(batch) || key_queue_is_full() ||
+			(added > 0 && batch->bytes >= until))
 		{
 			met = false;
 			break;
@@ -369,8 +385,10 @@ read_held(Batch *batch, const Sweep *sweep, const char *topic, int sharers, Snap
 		if (held != NULL && held_sweeps(held, row.clock) && !chain_passes_by(batch, &row) &&
 			held_take(held, row.clock))
 		{
-			batch_add(batch, &row, SOURCE_HELD);
-			added++;
+			if (batch_take(batch, &row, SOURCE_HELD))
+				added++;
+			else
+				held_put_off(held, row.clock);
 		}
 	}
 	log_scan_end(scan);
@@ -425,8 +443,8 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 		held = row_mark(&row);
 		if (held != NULL && !(held->met && held->state == HELD_CATCHING_UP))
 			held_pass_by(held, row.clock);
-		else if (!chain_passes_by(batch, &row))
-			batch_add(batch, &row, SOURCE_SWEEP);
+		else if (!chain_passes_by(batch, &row) && !batch_take(batch, &row, SOURCE_SWEEP))
+			batch->put_off_from = Min(batch->put_off_from, row.clock);
 	}
 	log_scan_end(scan);
 }
@@ -441,6 +459,9 @@ batch_read(Batch *batch, Sweep *sweep)
 	batch->bytes = 0;
 	batch->chains = NULL;
 	batch->looked_at = false;
+	batch->put_off = false;
+	batch->put_off_from = PG_UINT64_MAX;
+	poison_begin_pass();
 
 	/* whatever the snapshot shows was written before now */
 	batch->flush = outbox_insert_end_lsn();

@@ -13,6 +13,7 @@
 #include "held.h"
 #include "key_hold.h"
 #include "log_scan.h"
+#include "poison.h"
 #include "sweep.h"
 #include "topic_config.h"
 #include "worker.h"
@@ -37,7 +38,7 @@ typedef enum Fate
 	FATE_OPEN,					/* no outcome yet */
 	FATE_SENT,
 	FATE_DEAD,
-	FATE_ALONE,					/* to be sent again, by itself */
+	FATE_ALONE,					/* to be sent by itself, again or as a suspect */
 	FATE_BEHIND,				/* not sent yet: one of its key comes before it */
 	FATE_LEFT					/* stays NEW */
 } Fate;
@@ -54,6 +55,7 @@ typedef struct OutMessage
 	const char *key;			/* in the database's encoding, NULL for none */
 	bool		in_chain;		/* goes out when the one of its key before it has */
 	int			next;			/* the one behind it, -1: none */
+	Suspect    *suspect;		/* NULL if it is none */
 	BridgeRecord record;
 	Fate		fate;
 	OutcomeClass class;
@@ -69,6 +71,8 @@ typedef struct Batch
 	HTAB	   *chains;			/* see chain.c; NULL: none */
 	bool		looked_at;		/* the publish sweep met a row, its own or not */
 	MessageClock upto;			/* where the publish sweep came to */
+	bool		put_off;		/* some have to wait for a suspect */
+	MessageClock put_off_from;	/* the first of them in the publish sweep */
 	XLogRecPtr	flush;			/* what must be durable before they leave */
 } Batch;
 
@@ -80,8 +84,11 @@ extern void batch_init(Batch *batch);
  */
 extern void batch_read(Batch *batch, Sweep *sweep);
 
-/* Appends a message; the batch isn't full */
-extern void batch_add(Batch *batch, const LogRow *row, MessageSource source);
+/*
+ * Appends a message; the batch isn't full.  False if it has to wait for a
+ * suspect: whoever met it goes back for it.
+ */
+extern bool batch_take(Batch *batch, const LogRow *row, MessageSource source);
 
 /* Has it that many quarters of what it may have? */
 extern bool batch_has(const Batch *batch, int quarters);

@@ -63,7 +63,7 @@ typedef enum BridgeEventType
 	BRIDGE_WATERMARKS,			/* tag, low, high, at_time: answer to bridge_watch */
 	BRIDGE_ADMIN_DONE,			/* request, error ("" = created), text */
 	BRIDGE_LOG,					/* level (syslog 0..7), text */
-	BRIDGE_DIED					/* text: how; no event follows this one */
+	BRIDGE_DIED					/* crashed, text: how; no event follows this one */
 } BridgeEventType;
 
 /* All pointers are valid until the next call on the same bridge */
@@ -73,6 +73,7 @@ typedef struct BridgeEvent
 	int			noutcomes;
 	BridgeOutcome *outcomes;
 	bool		up;
+	bool		crashed;		/* it ended by itself, not by us or a signal from outside */
 	const char *topic;
 	OutcomeClass topic_class;	/* OUTCOME_OK if the topic is usable */
 	int32		partitions;		/* -1 unknown */

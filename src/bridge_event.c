@@ -25,18 +25,25 @@ static void decode_outcomes(Bridge *bridge, BridgeEvent *event);
 static void decode_topic(Bridge *bridge, BridgeEvent *event);
 static void decode_record(Bridge *bridge, BridgeEvent *event);
 
+/* Not one that somebody has sent, as far as the number tells */
+static bool
+is_fault(int sig)
+{
+	return sig != SIGKILL && sig != SIGTERM && sig != SIGINT && sig != SIGHUP && sig != SIGQUIT;
+}
+
 /*
  * Ends the child, if it hasn't ended, and says how it did.  One that is
  * already ending keeps its own status: SIGKILL comes too late then.
  */
-void
+bool
 bridge_reap(Bridge *bridge, char *text, size_t size)
 {
 	int			status;
 	pid_t		rc;
 
 	if (bridge->pid == 0)
-		return;
+		return false;
 	kill(bridge->pid, SIGKILL);
 	do
 	{
@@ -45,7 +52,7 @@ bridge_reap(Bridge *bridge, char *text, size_t size)
 	bridge->pid = 0;
 
 	if (text == NULL)
-		return;
+		return false;
 	if (rc < 0)
 		snprintf(text, size, "ended for an unknown reason");
 	else if (WIFSIGNALED(status))
@@ -56,6 +63,7 @@ bridge_reap(Bridge *bridge, char *text, size_t size)
 				 WEXITSTATUS(status), bridge->last_words);
 	else
 		snprintf(text, size, "exited with status %d", WEXITSTATUS(status));
+	return rc >= 0 && (!WIFSIGNALED(status) || is_fault(WTERMSIG(status)));
 }
 
 /* Makes BRIDGE_DIED; cause: why it has to go, NULL if it went by itself */
@@ -63,13 +71,14 @@ static bool
 died(Bridge *bridge, BridgeEvent *event, const char *cause)
 {
 	char		ending[1100] = "";
+	bool		by_itself = bridge_reap(bridge, ending, sizeof(ending));
 
-	bridge_reap(bridge, ending, sizeof(ending));
 	bridge->closed = true;
 	bridge->dead = true;
 	strlcpy(bridge->text, cause ? cause : ending, sizeof(bridge->text));
 	memset(event, 0, sizeof(*event));
 	event->type = BRIDGE_DIED;
+	event->crashed = cause == NULL && by_itself;
 	event->text = bridge->text;
 	return true;
 }

@@ -46,7 +46,10 @@ struct Bridge
 	int64		watched;		/* last call of bridge_watchdog */
 };
 
-/* Ends the child, if it hasn't ended, and says how it did (text may be NULL) */
-extern void bridge_reap(Bridge *bridge, char *text, size_t size);
+/*
+ * Ends the child, if it hasn't ended, and says how it did (text may be NULL).
+ * True if it ended by itself.
+ */
+extern bool bridge_reap(Bridge *bridge, char *text, size_t size);
 
 #endif							/* OUTBOX_BRIDGE_PRIVATE_H */

@@ -95,7 +95,9 @@ chain_add(Batch *batch)
 	message->next = -1;
 	message->in_chain = message->key != NULL && lane_has_order(message->lane) &&
 		topic_config_holds_keys(message->record.topic);
-	if (!message->in_chain)
+
+	/* suspects go one by one anyway, and nothing of their key with them */
+	if (!message->in_chain || message->suspect != NULL)
 		return;
 	if (batch->chains == NULL)
 		batch->chains = key_names_create("outbox chains", sizeof(Chain), batch->context);
@@ -126,14 +128,15 @@ read_queue(Batch *batch, KeyHold *hold, int most, Snapshot snapshot)
 	KeyHold    *holds[CHAIN_MESSAGES];
 	int			n = key_queue_read(hold, ids, most);
 	int			ngone = 0;
+	bool		put_off = false;
 
-	for (int i = 0; i < n && !batch_has(batch, 3); i++)
+	for (int i = 0; i < n && !put_off && !batch_has(batch, 3); i++)
 	{
 		LogRow		row;
 		LogScan    *scan = log_fetch(&ids[i], snapshot, &row);
 
 		if (scan != NULL && row.status == STATUS_NEW)
-			batch_add(batch, &row, SOURCE_KEY);
+			put_off = !batch_take(batch, &row, SOURCE_KEY);
 		else
 		{
 			holds[ngone] = hold;

@@ -19,6 +19,12 @@
 /* How often a message is sent alone that arrives corrupt, before it is DEAD */
 #define CORRUPT_TRIES	3
 
+/* So long after a message came into the bridge, its end is the message's doing (ms) */
+#define POISON_TIME		1000
+
+/* How long suspects may keep the others waiting in a pass (ms) */
+#define SUSPECTS_TIME	500
+
 /* After a purge every outcome follows at once; or the bridge is replaced (ms) */
 #define PURGE_TIMEOUT	10000
 
@@ -28,6 +34,8 @@ typedef struct Delivery
 	Worker	   *worker;
 	int			open;			/* messages in the bridge */
 	bool		purged;
+	OutMessage *alone;			/* the suspect that is in the bridge, alone */
+	TimestampTz alone_since;
 	const char *finished;		/* why the bridge's client is, NULL if it isn't */
 	int		   *ready;			/* those whose turn in their chain has come */
 	int			nready;
@@ -167,14 +175,61 @@ settle(Delivery *delivery, const BridgeOutcome *outcome)
 	}
 }
 
-/* Without a bridge, what has no outcome has none to come */
+/* The bridge ended and had nothing but this suspect */
+static void
+convict(Delivery *delivery)
+{
+	Worker	   *worker = delivery->worker;
+	OutMessage *message = delivery->alone;
+	Suspect    *suspect = message->suspect;
+	const char *how = worker->slot->bridge_last_exit;
+	bool		soon = !TimestampDifferenceExceeds(delivery->alone_since, GetCurrentTimestamp(),
+												   POISON_TIME);
+	const char *why_not = poison_caught(suspect, worker->bridge_crashed, soon,
+										worker->bridge_was_connected, how);
+
+	message->fate = FATE_LEFT;
+	ereport(LOG,
+			(errmsg("a message for topic \"%s\" was alone in the bridge to Kafka that ended",
+					message->record.topic),
+			 errdetail(why_not == NULL ? "Its id is %s; it has done so %d of %d times." :
+					   "Its id is %s; it has done so %d of %d times, this one not counted: %s.",
+					   (char *) message->record.headers[0].value, suspect->tries,
+					   outbox_poison_attempts, why_not)));
+	if (why_not == NULL && suspect->tries >= outbox_poison_attempts)
+	{
+		MemoryContext old = MemoryContextSwitchTo(delivery->batch->context);
+
+		message->fate = FATE_DEAD;
+		message->error = psprintf("killed the bridge to Kafka %d %s: %s", suspect->tries,
+								  suspect->tries == 1 ? "time" : "times", how);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+/*
+ * Without a bridge, what has no outcome has none to come.  If it ended by
+ * itself, any message that it had may be why.  One that was caught isn't tried
+ * again at once, however it ended.
+ */
 static void
 leave_open(Delivery *delivery)
 {
+	OutMessage *alone = delivery->open > 0 ? delivery->alone : NULL;
+	bool		crashed = delivery->worker->bridge_crashed && delivery->open > 0;
+
+	if (alone != NULL && (crashed || alone->suspect->caught))
+		convict(delivery);
+	else if (crashed)
+		ereport(LOG,
+				(errmsg("the bridge to Kafka had %d messages when it ended", delivery->open),
+				 errdetail("They are published one at a time now.")));
 	for (int i = 0; i < delivery->batch->n; i++)
 	{
 		OutMessage *message = &delivery->batch->messages[i];
 
+		if (message->fate == FATE_OPEN && crashed)
+			message->suspect = poison_suspect(&message->id);
 		if (message->fate == FATE_OPEN || message->fate == FATE_ALONE)
 			message->fate = FATE_LEFT;
 	}
@@ -213,8 +268,14 @@ take_events(Delivery *delivery)
 			publisher_event(delivery->worker, &event);
 		else
 		{
+			int			acknowledged = 0;
+
 			for (int i = 0; i < event.noutcomes; i++)
+			{
 				settle(delivery, &event.outcomes[i]);
+				acknowledged += event.outcomes[i].class == OUTCOME_OK;
+			}
+			poison_acknowledged(acknowledged);
 			if (!delivery->purged)
 				extend_deadline(delivery, outbox_ack_timeout);
 		}
@@ -278,33 +339,121 @@ deliver_alone(Delivery *delivery, int index)
 		message->fate = FATE_DEAD;
 }
 
+/* Those that an answer to a whole request has brought into doubt */
+static void
+deliver_rejected(Delivery *delivery)
+{
+	Batch	   *batch = delivery->batch;
+	bool		left = false;
+
+	/* where one is left, those after it are, too: they must not overtake it */
+	for (int i = 0; i < batch->n && delivery->worker->bridge != NULL && !left; i++)
+	{
+		if (batch->messages[i].fate != FATE_ALONE || batch->messages[i].suspect != NULL)
+			continue;
+		deliver_alone(delivery, i);
+		left = batch->messages[i].fate == FATE_LEFT && waiting_mark(&batch->messages[i]) == NULL;
+	}
+}
+
+/* Has one before it, of its topic and key, still to go? */
+static bool
+is_behind(const Batch *batch, int index)
+{
+	const BridgeRecord *record = &batch->messages[index].record;
+
+	for (int i = 0; i < index; i++)
+	{
+		const OutMessage *message = &batch->messages[i];
+
+		if (message->fate != FATE_SENT &&
+			(message->fate != FATE_DEAD || message->in_chain) &&
+			message->record.key_len == record->key_len &&
+			memcmp(message->record.key, record->key, record->key_len) == 0 &&
+			strcmp(message->record.topic, record->topic) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The next suspect to go alone, -1 if there is none: in order, but those that
+ * were caught last, and of these first the one that was so the longest ago.
+ */
+static int
+next_suspect(const Batch *batch)
+{
+	int			next = -1;
+
+	for (int i = 0; i < batch->n; i++)
+	{
+		const OutMessage *message = &batch->messages[i];
+
+		if (message->suspect == NULL || message->fate != FATE_ALONE)
+			continue;
+		if (!message->suspect->caught)
+			return i;
+		if (next < 0 ||
+			message->suspect->tried_at < batch->messages[next].suspect->tried_at)
+			next = i;
+	}
+	return next;
+}
+
+/* One at a time, so that it is known which one a bridge dies on */
+static void
+deliver_suspects(Delivery *delivery)
+{
+	Batch	   *batch = delivery->batch;
+	Worker	   *worker = delivery->worker;
+	TimestampTz start = GetCurrentTimestamp();
+	int			index;
+
+	while (worker->bridge != NULL && delivery->finished == NULL &&
+		   (index = next_suspect(batch)) >= 0)
+	{
+		OutMessage *message = &batch->messages[index];
+
+		delivery->alone_since = GetCurrentTimestamp();
+		if (is_behind(batch, index) ||
+			TimestampDifferenceExceeds(start, delivery->alone_since, SUSPECTS_TIME))
+		{
+			message->fate = FATE_LEFT;
+			continue;
+		}
+		delivery->alone = message;
+		worker->bridge_at_risk = message->suspect->caught;
+		deliver_alone(delivery, index);
+		delivery->alone = NULL;
+		worker->bridge_at_risk = false;
+	}
+}
+
 void
 batch_deliver(Batch *batch, Worker *worker)
 {
 	Delivery	delivery = {.batch = batch, .worker = worker};
-	bool		left = false;
 
 	delivery.ready = MemoryContextAlloc(batch->context, Max(batch->n, 1) * sizeof(int));
 	for (int i = 0; i < batch->n; i++)
 	{
-		if (batch->messages[i].fate != FATE_BEHIND)
+		const OutMessage *message = &batch->messages[i];
+
+		if (message->suspect == NULL && message->fate != FATE_BEHIND)
 			hand_over(&delivery, i);
 	}
-	await_outcomes(&delivery);
-
-	/* where one is left, those after it are, too: they must not overtake it */
-	for (int i = 0; i < batch->n && worker->bridge != NULL && !left; i++)
-	{
-		if (batch->messages[i].fate != FATE_ALONE)
-			continue;
-		deliver_alone(&delivery, i);
-		left = batch->messages[i].fate == FATE_LEFT &&
-			waiting_mark(&batch->messages[i]) == NULL;
-	}
+	if (delivery.open > 0)
+		await_outcomes(&delivery);
+	deliver_rejected(&delivery);
+	deliver_suspects(&delivery);
 	for (int i = 0; i < batch->n; i++)
 	{
-		if (batch->messages[i].fate == FATE_ALONE || batch->messages[i].fate == FATE_BEHIND)
-			batch->messages[i].fate = FATE_LEFT;
+		OutMessage *message = &batch->messages[i];
+
+		if (message->fate == FATE_ALONE || message->fate == FATE_BEHIND)
+			message->fate = FATE_LEFT;
+		if (message->suspect != NULL && (message->fate == FATE_SENT || message->fate == FATE_DEAD))
+			poison_settled(message->suspect);
 	}
 	if (delivery.finished != NULL && worker->bridge != NULL)
 	{

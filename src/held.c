@@ -337,6 +337,13 @@ held_take(Held *held, MessageClock clock)
 }
 
 void
+held_put_off(Held *held, MessageClock clock)
+{
+	held->found--;
+	held_pass_by(held, clock);
+}
+
+void
 held_end_sweep(const char *topic, MessageClock upto, bool met)
 {
 	HeldIterator iterator = {0};

@@ -149,6 +149,9 @@ extern bool held_sweeps(const Held *held, MessageClock clock);
 /* It is there to be published; false: not in this pass */
 extern bool held_take(Held *held, MessageClock clock);
 
+/* What was taken has to wait for another pass all the same */
+extern void held_put_off(Held *held, MessageClock clock);
+
 /* Everything below upto was read, and all of it below the main sweep if met */
 extern void held_end_sweep(const char *topic, MessageClock upto, bool met);
 

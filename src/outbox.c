@@ -33,6 +33,7 @@ char	   *outbox_kafka_config = NULL;
 char	   *outbox_kafka_secrets_file = NULL;
 int			outbox_ack_timeout = 10000;
 int			outbox_max_message_bytes = 1000000;
+int			outbox_poison_attempts = 3;
 int			outbox_consumers = 1;
 int			outbox_publishers = 1;
 int			outbox_retention = 7 * SECS_PER_DAY;
@@ -79,6 +80,7 @@ database_slot_clear(DatabaseSlot *slot, Oid database)
 	pg_atomic_init_u32(&slot->settings_generation, 0);
 	pg_atomic_init_u64(&slot->recovery_due, 0);
 	pg_atomic_init_u64(&slot->recovery_limit, 0);
+	pg_atomic_init_u64(&slot->acknowledged, 0);
 	pg_atomic_init_u64(&slot->published, 0);
 	pg_atomic_init_u64(&slot->republished, 0);
 	pg_atomic_init_u64(&slot->confirmed, 0);
@@ -239,6 +241,10 @@ define_settings(void)
 							"The largest message: payload, key and headers, and 200.",
 							NULL, &outbox_max_message_bytes, 1000000, 1000, 100 * 1024 * 1024,
 							PGC_SIGHUP, GUC_UNIT_BYTE, NULL, NULL, NULL);
+	DefineCustomIntVariable("outbox.poison_attempts",
+							"How often a message may kill the bridge before it is DEAD.",
+							NULL, &outbox_poison_attempts, 3, 1, 100,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("outbox.publishers",
 							"How many publishers of a database share its keys.",
 							NULL, &outbox_publishers, 1, 1, OUTBOX_MAX_PUBLISHERS,

@@ -83,6 +83,7 @@ extern char *outbox_kafka_config;
 extern char *outbox_kafka_secrets_file;
 extern int	outbox_ack_timeout;		/* milliseconds */
 extern int	outbox_max_message_bytes;
+extern int	outbox_poison_attempts;
 extern int	outbox_consumers;
 extern int	outbox_publishers;
 extern int	outbox_retention;		/* seconds */
@@ -172,6 +173,8 @@ typedef struct DatabaseSlot
 	/* recovery, which the first publisher does for all; see recovery.c */
 	pg_atomic_uint64 recovery_due;	/* a TimestampTz: when its next step is */
 	pg_atomic_uint64 recovery_limit;	/* a MessageClock: it may have come so far */
+
+	pg_atomic_uint64 acknowledged;	/* messages, also those not marked SENT yet */
 
 	/* counters since the server started */
 	pg_atomic_uint64 published;

@@ -76,6 +76,7 @@ load(Publisher *publisher)
 								   worker->count);
 	held_load(worker->number, worker->count);
 	key_holds_load(&publisher->sweep);
+	poison_load();
 	if (is_first(publisher))
 		recovery_wake();
 }
@@ -293,7 +294,7 @@ write_dead(Publisher *publisher)
 static bool
 has_to_write(const Publisher *publisher)
 {
-	if (publisher->batch.n > 0 || held_is_dirty() || topic_admin_is_dirty())
+	if (publisher->batch.n > 0 || held_is_dirty() || topic_admin_is_dirty() || poison_is_dirty())
 		return true;
 	return (publisher->unsaved || held_is_outdated()) &&
 		TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(), SAVE_INTERVAL);
@@ -315,6 +316,7 @@ write_outcomes(Publisher *publisher)
 
 	/* the marks go before or with the cursors that rely on them */
 	held_save();
+	poison_save();
 	topic_admin_save();
 	if (TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(), SAVE_INTERVAL))
 	{
@@ -345,6 +347,8 @@ move_on(Publisher *publisher)
 		OutMessage *message = &batch->messages[i];
 		Held	   *held;
 
+		/* what waited for a suspect that is settled goes on at once */
+		publisher->more |= batch->put_off && message->suspect != NULL;
 		if (message->fate != FATE_LEFT)
 			continue;
 		held = message_mark(message);
@@ -363,8 +367,12 @@ move_on(Publisher *publisher)
 		}
 		publisher->more = publisher->more || publisher->worker->bridge != NULL;
 	}
+	sweep_go_back(&publisher->sweep, batch->put_off_from);
 	held_end_pass();
-	if (batch->upto < publisher->sweep.clock || held_working() > 0 || key_holds_working())
+
+	/* something goes on unless all that is left waits for a suspect's time */
+	if (batch->upto < publisher->sweep.clock ||
+		((held_working() > 0 || key_holds_working()) && (batch->n > 0 || !batch->put_off)))
 		publisher->more = true;
 }
 
@@ -412,6 +420,7 @@ time_to_sleep(const Publisher *publisher)
 	TimestampTz due = TimestampTzPlusMilliseconds(now, SLOW_POLL);
 
 	due = Min(Min(due, held_next_try()), housekeeping_next(publisher->worker));
+	due = Min(due, poison_next_try());
 	if (is_first(publisher))
 		due = Min(due, recovery_next());
 	if (publisher->unsaved)
@@ -430,8 +439,11 @@ sleep_unless_needed(Publisher *publisher)
 	DatabaseSlot *db = publisher->worker->db;
 	int			number = publisher->worker->number;
 
-	worker_set_state(publisher->worker, publisher->loaded ? "waiting for messages" :
-					 "waiting for lanes that another publisher has");
+	worker_set_state(publisher->worker, !publisher->loaded ?
+					 "waiting for lanes that another publisher has" :
+					 poison_next_try() < DT_NOEND ?
+					 "waiting to try a message again that killed the bridge" :
+					 "waiting for messages");
 	pg_atomic_fetch_or_u32(&db->publishers_asleep, 1U << number);
 	if (pg_atomic_read_u32(&db->generation[number]) == publisher->generation)
 		worker_wait(publisher->worker, time_to_sleep(publisher), false);
@@ -445,16 +457,6 @@ take_events(Worker *worker)
 
 	while (worker_next_event(worker, &event))
 		publisher_event(worker, &event);
-}
-
-/* Milliseconds to wait while there is nothing the worker may do */
-static long
-time_to_rest(const Worker *worker)
-{
-	if (worker->bridge == NULL && worker->bridge_not_before > GetCurrentTimestamp())
-		return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
-											   worker->bridge_not_before);
-	return SLOW_POLL;
 }
 
 void
@@ -475,7 +477,7 @@ publisher_main(Worker *worker)
 		{
 			/* much may have happened to the log until it may */
 			publisher->loaded = false;
-			housekeeping_wait(worker, time_to_rest(worker));
+			housekeeping_wait(worker, worker_bridge_time_to_start(worker, SLOW_POLL));
 			continue;
 		}
 		publisher->generation = pg_atomic_read_u32(&worker->db->generation[worker->number]);

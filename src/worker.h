@@ -31,6 +31,9 @@ typedef struct Worker
 	bool		bridge_ready;	/* it answered the HELLO */
 	bool		brokers_up;
 	int			bridge_failures;	/* in a row */
+	bool		bridge_at_risk; /* its end would be no failure: it has a message to test */
+	bool		bridge_crashed; /* the last one ended by itself, and then */
+	bool		bridge_was_connected;	/* the brokers were up */
 	TimestampTz bridge_started_at;
 	TimestampTz bridge_not_before;	/* a new one may start from then on */
 	uint32		bridge_config;	/* hash of the properties it was given */
@@ -100,6 +103,9 @@ extern long worker_bridge_back_off(Worker *worker, long base, long max);
 
 /* What outbox.worker shows in that time; valid until the next call */
 extern const char *worker_bridge_waiting(const Worker *worker);
+
+/* Milliseconds until a new one may start, or "most" if it runs or may start */
+extern long worker_bridge_time_to_start(const Worker *worker, long most);
 
 /* Ends the bridge; a new one is started when the worker may work again */
 extern void worker_bridge_drop(Worker *worker, const char *why);

@@ -96,6 +96,7 @@ worker_bridge_start(Worker *worker)
 	MemoryContextDelete(context);
 	worker->bridge_ready = false;
 	worker->brokers_up = false;
+	worker->bridge_crashed = false;
 	worker->bridge_started_at = GetCurrentTimestamp();
 	note_bridge(worker, bridge_pid(worker->bridge), NULL);
 }
@@ -151,6 +152,16 @@ worker_bridge_waiting(const Worker *worker)
 }
 
 long
+worker_bridge_time_to_start(const Worker *worker, long most)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (worker->bridge != NULL || worker->bridge_not_before <= now)
+		return most;
+	return TimestampDifferenceMilliseconds(now, worker->bridge_not_before);
+}
+
+long
 worker_bridge_back_off(Worker *worker, long base, long max)
 {
 	TimestampTz now = GetCurrentTimestamp();
@@ -159,7 +170,9 @@ worker_bridge_back_off(Worker *worker, long base, long max)
 	if (worker->bridge_ready &&
 		TimestampDifferenceExceeds(worker->bridge_started_at, now, BRIDGE_PROVED_AFTER))
 		worker_bridge_proved(worker);
-	delay = backoff_delay(++worker->bridge_failures, base, max);
+	if (!worker->bridge_at_risk)
+		worker->bridge_failures++;
+	delay = backoff_delay(Max(worker->bridge_failures, 1), base, max);
 	worker->bridge_not_before = TimestampTzPlusMilliseconds(now, delay);
 	worker_set_state(worker, worker_bridge_waiting(worker));
 	return delay;
@@ -242,6 +255,8 @@ worker_next_event(Worker *worker, BridgeEvent *event)
 				note_brokers(worker, event->up, event->text);
 				return true;
 			case BRIDGE_DIED:
+				worker->bridge_crashed = event->crashed;
+				worker->bridge_was_connected = worker->brokers_up;
 				worker_bridge_failed(worker, event->text);
 				return true;
 			default:

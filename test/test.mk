@@ -2,7 +2,7 @@
 
 TEST_BUILD := test/build
 TEST_TOOLS := $(TEST_BUILD)/guard $(TEST_BUILD)/mock_broker $(TEST_BUILD)/ktool \
-	$(TEST_BUILD)/clock.so
+	$(TEST_BUILD)/clock.so $(TEST_BUILD)/poison.so
 TEST_CFLAGS = -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wmissing-prototypes \
 	-Wpointer-arith -Wshadow -Wvla
 
@@ -31,6 +31,9 @@ $(TEST_BUILD)/mock_broker $(TEST_BUILD)/ktool: $(TEST_BUILD)/%: test/%.c | $(TES
 
 $(TEST_BUILD)/clock.so: test/clock.c | $(TEST_BUILD)
 	$(CC) $(TEST_CFLAGS) -fPIC -shared -o $@ $< -ldl
+
+$(TEST_BUILD)/poison.so: test/poison.c | $(TEST_BUILD)
+	$(CC) $(TEST_CFLAGS) -fPIC -shared $$(pkg-config --cflags rdkafka) -o $@ $< -ldl
 
 clean-test:
 	rm -rf $(TEST_BUILD)
