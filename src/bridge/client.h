@@ -101,6 +101,8 @@ extern void outcome_report(const rd_kafka_message_t *message, OutcomeClass class
 /*---- order.c: no record overtakes one that failed ----*/
 extern void order_install(rd_kafka_conf_t *conf);
 extern void order_failed(const Topic *topic, int32_t partition);
+extern bool order_may_hand_over(void);
+extern void order_handed_over(void);
 extern void order_resume(void);
 
 /*---- topic.c: what is known of the topics ----*/

@@ -12,8 +12,13 @@
  * stays in the partition until it takes it back, too.  It resumes the partition
  * for the next batch, when nothing is outstanding any more.
  *
+ * A purge is one of all partitions, and what the main thread adds to another one
+ * after that would overtake what was purged there.  So it hands over nothing more
+ * of the batch as soon as a purge is about to come.
+ *
  *-------------------------------------------------------------------------
  */
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "client.h"
@@ -25,12 +30,45 @@ static atomic_uint resumptions;
 
 static rd_kafka_topic_partition_list_t *paused; /* main thread only */
 
+/* A purge has begun in this batch; no record is handed over while it changes */
+static bool purging;
+static pthread_mutex_t purging_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void set_purging(bool value);
 static rd_kafka_resp_err_t on_new(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaque,
 								  char *text, size_t size);
 static rd_kafka_resp_err_t on_thread_start(rd_kafka_t *rk, rd_kafka_thread_type_t type,
 										   const char *name, void *opaque);
 static rd_kafka_resp_err_t on_acknowledgement(rd_kafka_t *rk, rd_kafka_message_t *message,
 											  void *opaque);
+
+static void
+set_purging(bool value)
+{
+	pthread_mutex_lock(&purging_lock);
+	purging = value;
+	pthread_mutex_unlock(&purging_lock);
+}
+
+/*
+ * May a record be handed over?  If so it has to be done, and order_handed_over
+ * called, at once.
+ */
+bool
+order_may_hand_over(void)
+{
+	pthread_mutex_lock(&purging_lock);
+	if (!purging)
+		return true;
+	pthread_mutex_unlock(&purging_lock);
+	return false;
+}
+
+void
+order_handed_over(void)
+{
+	pthread_mutex_unlock(&purging_lock);
+}
 
 /* To be called before the client is made */
 void
@@ -87,6 +125,7 @@ on_acknowledgement(rd_kafka_t *rk, rd_kafka_message_t *message, void *opaque)
 	last_topic = message->rkt;
 	last_partition = message->partition;
 	last_resumptions = atomic_load(&resumptions);
+	set_purging(true);
 	list = rd_kafka_topic_partition_list_new(1);
 	rd_kafka_topic_partition_list_add(list, rd_kafka_topic_name(message->rkt), message->partition);
 	rd_kafka_pause_partitions(rk, list);
@@ -107,6 +146,7 @@ order_failed(const Topic *topic, int32_t partition)
 void
 order_resume(void)
 {
+	set_purging(false);
 	if (paused->cnt == 0)
 		return;
 	atomic_fetch_add(&resumptions, 1);

@@ -187,6 +187,9 @@ produce_to(Topic *topic, int32_t partition, const unsigned char *item, size_t le
 	{
 		case RD_KAFKA_RESP_ERR_NO_ERROR:
 			break;
+		case RD_KAFKA_RESP_ERR__PURGE_QUEUE:
+			outcome_unsent(record->index, OUTCOME_BEHIND, partition, err);
+			break;
 		case RD_KAFKA_RESP_ERR__QUEUE_FULL:
 			waiting_add(&no_room, item, len);
 			break;
@@ -241,18 +244,22 @@ static rd_kafka_resp_err_t
 hand_over(Topic *topic, const Record *record, int32_t partition)
 {
 	rd_kafka_headers_t *headers = record_headers(record);
-	rd_kafka_resp_err_t err;
+	rd_kafka_resp_err_t err = RD_KAFKA_RESP_ERR__PURGE_QUEUE;
 
-	err = rd_kafka_producev(client.rk,
-							RD_KAFKA_V_RKT(topic->rkt),
-							RD_KAFKA_V_PARTITION(partition),
-							RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
-							RD_KAFKA_V_KEY(record->key, record->key ? (size_t) record->key_len : 0),
-							RD_KAFKA_V_VALUE((void *) record->value,
-											 record->value ? (size_t) record->value_len : 0),
-							RD_KAFKA_V_HEADERS(headers),
-							RD_KAFKA_V_OPAQUE((void *) (uintptr_t) record->index),
-							RD_KAFKA_V_END);
+	if (order_may_hand_over())
+	{
+		err = rd_kafka_producev(client.rk,
+								RD_KAFKA_V_RKT(topic->rkt),
+								RD_KAFKA_V_PARTITION(partition),
+								RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
+								RD_KAFKA_V_KEY(record->key, record->key ? (size_t) record->key_len : 0),
+								RD_KAFKA_V_VALUE((void *) record->value,
+												 record->value ? (size_t) record->value_len : 0),
+								RD_KAFKA_V_HEADERS(headers),
+								RD_KAFKA_V_OPAQUE((void *) (uintptr_t) record->index),
+								RD_KAFKA_V_END);
+		order_handed_over();
+	}
 	if (err != RD_KAFKA_RESP_ERR_NO_ERROR)
 	{
 		if (headers != NULL)
