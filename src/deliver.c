@@ -222,7 +222,9 @@ leave_open(Delivery *delivery)
 		convict(delivery);
 	else if (crashed)
 		ereport(LOG,
-				(errmsg("the bridge to Kafka had %d messages when it ended", delivery->open),
+				(errmsg_plural("the bridge to Kafka had %d message when it ended",
+							   "the bridge to Kafka had %d messages when it ended",
+							   delivery->open, delivery->open),
 				 errdetail("They are published one at a time now.")));
 	for (int i = 0; i < delivery->batch->n; i++)
 	{

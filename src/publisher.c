@@ -341,7 +341,7 @@ move_on(Publisher *publisher)
 	Batch	   *batch = &publisher->batch;
 
 	sweep_end_pass(&publisher->sweep, batch->upto);
-	publisher->unsaved |= batch->looked_at;
+	publisher->unsaved |= batch->looked_at && batch->put_off_from == PG_UINT64_MAX;
 	for (int i = 0; i < batch->n; i++)
 	{
 		OutMessage *message = &batch->messages[i];

@@ -4,7 +4,7 @@
 #	from        to                  when
 #	-           NEW                 captured or sent by the application
 #	NEW         SENT                acknowledged by Kafka
-#	NEW         DEAD                can never be published
+#	NEW         DEAD                can never be published, or kills the bridge
 #	SENT        CONFIRMED, FAILED   a result
 #	SENT        DEAD                no result after the last attempt
 #	DEAD        CONFIRMED, FAILED   the result came after all
@@ -14,8 +14,8 @@
 #
 # A trigger writes down every change there is, so that a message's path is known
 # and not only where it ended.  What each cause does in detail is elsewhere:
-# 012_kafka_errors.pl has what makes a message DEAD, 020_results.pl the results,
-# 030_recovery.pl recovery.
+# 012_kafka_errors.pl and 033_poison.pl have what makes a message DEAD,
+# 020_results.pl the results, 030_recovery.pl recovery.
 
 use strict;
 use warnings;
@@ -37,7 +37,9 @@ my %allowed = (
 
 my $kafka = OutboxTest::Kafka->new;
 $kafka->start;
-my $node = new_outbox_node('main', bootstrap => $kafka->bootstrap, extension => ['postgres']);
+my $node = new_outbox_node('main', bootstrap => $kafka->bootstrap, start => 0);
+with_poison(sub { $node->start });
+$node->safe_psql('postgres', 'CREATE EXTENSION outbox');
 my $test = OutboxTest::Results->new($node, $kafka);
 
 $test->query(<<'EOS');
@@ -147,6 +149,26 @@ subtest 'NEW to DEAD: can never be published' => sub {
 	$test->query("SELECT outbox.resend('$id')");
 	went($id, 'DEAD NEW SENT', 'DEAD to NEW: resent when that is mended');
 	copies_are($topic, $id, 1, 'with the same id');
+};
+
+subtest 'NEW to DEAD: it kills the bridge' => sub {
+	my $topic = $test->new_name('deadly');
+	my $id;
+
+	$kafka->create_topic($topic, 1);
+	$id = $test->query(
+		qq(SELECT outbox.send('$topic', 'm'::text, 'key', '{"poison": "segv"}')));
+
+	# for each of its deaths another message has to go out
+	wait_until('it has died often enough',
+		sub {
+			$test->query("SELECT outbox.send('$topic', 'm'::text, 'another')");
+			$test->query("SELECT status FROM outbox.message WHERE id = '$id'") eq 'DEAD';
+		});
+	went($id, 'DEAD', 'as often as outbox.poison_attempts allows');
+	like($test->query("SELECT error FROM outbox.message WHERE id = '$id'"),
+		qr/^killed the bridge to Kafka 3 times: terminated by signal 11/, 'the error is kept');
+	copies_are($topic, $id, 0, 'it is not in Kafka');
 };
 
 subtest 'SENT to CONFIRMED, FAILED: a result' => sub {

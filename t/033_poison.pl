@@ -10,7 +10,6 @@ use strict;
 use warnings;
 
 use OutboxTest::Cluster;
-use OutboxTest::Guard qw(tool);
 use OutboxTest::Mock;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -21,18 +20,7 @@ $mock->start;
 my $node = new_outbox_node('main', bootstrap => $mock->bootstrap, start => 0);
 my $file = PostgreSQL::Test::Utils::tempdir() . '/poison';
 
-# With the library, in the bridge as in all other programs
-sub with_poison
-{
-	my ($start) = @_;
-
-	local $ENV{LD_PRELOAD} = tool('poison.so');
-	local $ENV{OUTBOX_TEST_POISON} = $file;
-	$start->();
-	return;
-}
-
-with_poison(sub { $node->start });
+with_poison(sub { $node->start }, $file);
 $node->safe_psql('postgres', 'CREATE EXTENSION outbox');
 
 # What a record with the header "file" does from now on
@@ -353,7 +341,7 @@ subtest 'the worker and the server end amid the tries' => sub {
 	$tries = query("SELECT tries FROM outbox.suspect WHERE id = '$id'");
 
 	kill9_server($node);
-	with_poison(sub { start_again($node) });
+	with_poison(sub { start_again($node) }, $file);
 	is(query("SELECT tries FROM outbox.suspect WHERE id = '$id'"), $tries, 'kill -9 of the server, too');
 	send_until(\@topics, "SELECT status FROM outbox.message WHERE id = '$id'", 'DEAD');
 	like(status_of($id), qr/killed the bridge to Kafka 5 times/, 'it is DEAD');

@@ -20,7 +20,7 @@ use warnings;
 
 use Carp;
 use Exporter 'import';
-use OutboxTest::Guard qw(process_state wait_for_exit watch_server);
+use OutboxTest::Guard qw(process_state tool wait_for_exit watch_server);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils ();
 use Test::More;
@@ -41,6 +41,7 @@ our @EXPORT = qw(
   kill9_server
   forget_killed
   start_again
+  with_poison
 );
 
 # new_outbox_node($name, %opts):
@@ -280,6 +281,18 @@ sub start_again
 
 	forget_killed($node);
 	$node->start;
+	return;
+}
+
+# Start a server with the library test/poison.c, by which a record can kill the
+# bridge.  What the file is for is said there.
+sub with_poison
+{
+	my ($start, $file) = @_;
+
+	local $ENV{LD_PRELOAD} = tool('poison.so');
+	local $ENV{OUTBOX_TEST_POISON} = $file // '';
+	$start->();
 	return;
 }
 
