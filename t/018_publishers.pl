@@ -49,6 +49,9 @@ srand($seed);
 # Of some customers the next order waits for the last one's end all the time.
 create_orders($node, customers => 1000, skew => 20, topics => [ sort keys %partitions ]);
 
+# One of the topics publishes one message of a key at a time.
+$node->safe_psql('postgres', "SELECT outbox.set_topic('orders-7', hold_key_when_dead => true)");
+
 my %scripts = (
 	plain => [ 300, 'SELECT place(:c);' ],
 	async => [ 200, 'BEGIN; SET LOCAL synchronous_commit = off; SELECT place(:c); COMMIT;' ],

@@ -262,6 +262,7 @@ is(allowed('outbox_monitor', "TABLE outbox.$_", "monitoring reads outbox.$_") ne
   foreach (qw(stat worker topic subscription));
 refused('outbox_monitor', $_, qr/permission denied/, "but not: $_")
   foreach ('TABLE outbox.message', 'TABLE outbox.dead_record', 'TABLE outbox.handler_call',
+	'TABLE outbox.held_key',
 	'SELECT payload FROM outbox.log', 'SELECT payload FROM outbox.log_0');
 allowed('outbox_reader', "TABLE outbox.$_", "the reader reads outbox.$_")
   foreach (qw(message dead_record handler_call));
@@ -274,9 +275,10 @@ allowed('outbox_operator', qq{
 		outbox.revoke_topic('x', 'app', 'send'), outbox.adopt();
 	SELECT outbox.replay('orders'), outbox.pause('orders'), outbox.resume('orders'),
 		outbox.resend('orders', '-infinity', 'infinity');
-	TABLE outbox.topic_request}, 'the operator operates');
+	TABLE outbox.topic_request; TABLE outbox.held_key}, 'the operator operates');
 refused('outbox_operator', @$_, "it may ask for it: $_->[0]")
   foreach ([ q{SELECT outbox.skip('orders', 0, 1)}, qr/no subscription has read partition 0/ ],
+	[ q{SELECT outbox.release_key('orders', 'key')}, qr/key of topic "orders" is not held/ ],
 	[ 'SELECT outbox.replay(1)', qr/no dead record 1/ ], [ "SELECT outbox.replay('$id'::uuid)", qr/no call/ ]);
 refused('outbox_operator', $_, qr/permission denied/, "but not: $_")
   foreach (
