@@ -7,6 +7,9 @@
  * up on those it never sent and can't send now; after outbox.ack_timeout
  * without any progress it is told to give up on all.
  *
+ * Of a chain (chain.c) only the first message is handed over, then each when
+ * the one before it is acknowledged.  Where one isn't, the rest is left.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -67,6 +70,15 @@ waiting_mark(const OutMessage *message)
 	return held != NULL && held->state == HELD_WAITING ? held : NULL;
 }
 
+/* The message stays NEW, and its mark waits already */
+static void
+leave(OutMessage *message, Held *held)
+{
+	message->fate = FATE_LEFT;
+	if (message->source != SOURCE_KEY)
+		held_pass_by(held, message->clock);
+}
+
 /*
  * The message stays NEW, and so do those of its topic or partition that follow.
  * What is in the queue of its key needs no mark.
@@ -78,12 +90,14 @@ leave_and_hold(const Batch *batch, OutMessage *message, int32 partition, int32 p
 	MessageClock from = message->source == SOURCE_KEY ? batch->upto : message->clock;
 	Held	   *held = waiting_mark(message);
 
-	message->fate = FATE_LEFT;
 	if (held != NULL)
-		held_pass_by(held, from);
+		leave(message, held);
 	else
+	{
+		message->fate = FATE_LEFT;
 		held_hold(message->record.topic, partition, partitions, from, reason,
 				  message->error);
+	}
 }
 
 /*
@@ -326,8 +340,7 @@ deliver_alone(Delivery *delivery, int index)
 	/* one before it failed: it must not overtake that */
 	if (held != NULL)
 	{
-		held_pass_by(held, message->clock);
-		message->fate = FATE_LEFT;
+		leave(message, held);
 		return;
 	}
 	for (int tries = 0; tries < CORRUPT_TRIES && message->fate == FATE_ALONE; tries++)
