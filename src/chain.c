@@ -17,14 +17,10 @@
 
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
-#include "utils/snapmgr.h"
 
 #include "batch.h"
 #include "store.h"
 #include "topic_config.h"
-
-/* Messages of one key in a batch */
-#define CHAIN_MESSAGES	50
 
 typedef struct Chain
 {

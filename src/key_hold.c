@@ -24,7 +24,7 @@
 
 /* Messages that one pass enters: it isn't to keep the others waiting */
 #define QUEUE_STEP		5000
-#define QUEUE_ROOM		(QUEUE_STEP + 100)
+#define QUEUE_ROOM		(QUEUE_STEP + CHAIN_MESSAGES)
 
 static MemoryContext context = NULL;
 static HTAB *key_holds = NULL;
@@ -105,14 +105,6 @@ hold_enter(const KeyName *name, int64 number)
 	memset((char *) hold + sizeof(KeyName), 0, sizeof(KeyHold) - sizeof(KeyName));
 	hold->number = number;
 	return hold;
-}
-
-static void
-set_dead(KeyHold *hold, const pg_uuid_t *dead)
-{
-	hold->has_dead = dead != NULL;
-	if (dead != NULL)
-		hold->dead = *dead;
 }
 
 static void
@@ -252,7 +244,8 @@ key_holds_load(const Sweep *sweep)
 		hold = hold_enter(&name, DatumGetInt64(SPI_getbinval(tuple, desc, 3, &isnull)));
 		set_going_on(hold, DatumGetBool(SPI_getbinval(tuple, desc, 6, &isnull)));
 		dead = SPI_getbinval(tuple, desc, 5, &isnull);
-		set_dead(hold, isnull ? NULL : DatumGetUUIDP(dead));
+		if (!isnull)
+			hold->dead = *DatumGetUUIDP(dead);
 	}
 }
 
@@ -368,9 +361,13 @@ key_hold_make(const KeyName *name, int lane, const pg_uuid_t *dead)
 		hold = hold_enter(name, DatumGetInt64(number));
 	else
 		elog(ERROR, "could not hold a key of topic \"%s\"", name->topic);
-	set_dead(hold, dead);
 	set_going_on(hold, dead == NULL);
-	judge_at = 0;
+	if (dead != NULL)
+	{
+		/* its result may have come meanwhile */
+		hold->dead = *dead;
+		judge_at = 0;
+	}
 	return hold;
 }
 

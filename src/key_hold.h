@@ -41,6 +41,9 @@
 
 #include "sweep.h"
 
+/* Messages of one key in a batch */
+#define CHAIN_MESSAGES	50
+
 /* A topic and a key in the database's encoding, both terminated */
 typedef struct KeyName
 {
@@ -52,8 +55,7 @@ typedef struct KeyHold
 {
 	KeyName		name;			/* must be first */
 	int64		number;			/* in the tables */
-	bool		has_dead;
-	pg_uuid_t	dead;			/* the message that holds it, if it has one */
+	pg_uuid_t	dead;			/* the message that holds it; if it is HELD */
 	bool		goes_on;
 	pg_uuid_t	mark;			/* all of the queue up to it was dealt with */
 	bool		served;			/* it had its turn */
@@ -109,7 +111,7 @@ extern void key_hold_end(KeyHold *hold);
 
 /*
  * Only memory: a message goes to the queue, with the next key_queue_save.  There
- * is room for some above what a pass should write.
+ * is room for those of one chain above what a pass should write.
  */
 extern void key_queue_add(KeyHold *hold, const pg_uuid_t *id);
 

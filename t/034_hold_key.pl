@@ -226,6 +226,44 @@ subtest 'the topic is paused' => sub {
 	held_keys_are('paused', '');
 };
 
+subtest 'the topic is gone' => sub {
+	new_topic('gone', 1);
+	put('gone', 'bad 1,bad 2', 1, 10, 3);
+	held_keys_are('gone', 'bad 1 held 7, bad 2 held 7');
+	$kafka->delete_topic('gone');
+	release('gone', 'bad 1');
+	release('gone', 'bad 2');
+	wait_for_value($node, 'postgres', "SELECT state FROM outbox.topic WHERE topic = 'gone'",
+		qr/missing|failing/);
+	put('gone', 'bad 1,bad 2,good', 11, 12);
+	put('orders', 'meanwhile', 2, 2);
+	left_is('orders', 0);
+	left_is('gone', 20);
+	$kafka->create_topic('gone', 1);
+	left_is('gone', 0);
+	is_deeply(numbers('gone'),
+		{ 'bad 1' => run(4, 12), 'bad 2' => run(4, 12), good => run(11, 12) },
+		'what waited for a key goes out first, when it is back');
+	held_keys_are('gone', '');
+};
+
+# Nobody tells the publisher: it looks by itself.
+subtest 'the message is DEAD no more' => sub {
+	new_topic('answered');
+	$kafka->create_topic('results');
+	$node->safe_psql('postgres',
+		"SELECT outbox.set_topic('answered', 'results', hold_key_when_dead => true)");
+	put('answered', 'bad 1,bad 2', 1, 3, 2);
+	held_keys_are('answered', 'bad 1 held 1, bad 2 held 1');
+	my ($answered, $deleted) = split /\n/, $node->safe_psql('postgres',
+		"SELECT dead_id FROM outbox.held_key WHERE topic = 'answered' ORDER BY key");
+	$kafka->produce('results', { key => $answered, value => 'SUCCESS' });
+	$node->safe_psql('postgres', "DELETE FROM outbox.log WHERE id = '$deleted'");
+	left_is('answered', 0);
+	is_deeply(numbers('answered'), { 'bad 1' => '1 3', 'bad 2' => '1 3' },
+		'after a result, and when it was deleted');
+};
+
 # How many bytes the broker has not read, of the connection that has the most
 sub unread
 {
