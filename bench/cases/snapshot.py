@@ -5,7 +5,8 @@ as that (a repeatable-read transaction in each database, as pg_dump has it). At
 the end of that while: the time from commit to a consumer, and then a drain as
 in the case of that name. Beside it PgQ, an insert-only queue: its events come
 at the same rate, and at the end as many as in the drain are read in batches
-(and sent nowhere). Autovacuum is on, with naptime 10 s.
+(and sent nowhere). Autovacuum is on, with naptime 10 s. log_bytes is the size of
+the log and its indexes after that while, a message.
 """
 import contextlib
 import threading
@@ -19,6 +20,10 @@ import rot
 import waiting
 
 RATE = 1000
+
+# Of the log and its indexes, a message
+SIZE = """SELECT sum(pg_total_relation_size(relid)) /
+    (SELECT count(*) FROM outbox.log) FROM pg_partition_tree('outbox.log')"""
 
 
 class PgQ:
@@ -100,8 +105,10 @@ def phase(bench, server, pgq, held, seconds, n, latency_seconds):
     measured = {}
     with snapshot(server, ["ours", "pgq"] if pgq and held else ["ours"] if held else []):
         flow(bench, server, pgq, seconds)
+        size = server.value(SIZE, "ours")
         measured["outbox"] = rot.latency(bench, server, "ours", latency_seconds)
         measured["outbox"].update(drain.outbox(bench, server, "ours", n, keep=True))
+        measured["outbox"]["log_bytes"] = float(size)
         if pgq is not None:
             measured["PgQ"] = pgq.drain(n)
     waiting.empty(server, "ours", "outbox")
@@ -134,15 +141,13 @@ def run(bench):
                 for metric, value in measured.items():
                     results.setdefault(name, {}).setdefault(metric, []).append(value)
 
-    found = [("outbox: drain, CPU a message, held to none", "snapshot_rate", "cpu_us", "outbox"),
-             ("outbox: drain, rate, held to none", None, "rate", "outbox"),
-             ("outbox: latency, p50, held to none", "snapshot_latency", "p50_ms", "outbox")]
-    if pgq is not None:
-        found += [("PgQ: reading, CPU an event, held to none", None, "cpu_us", "PgQ"),
-                  ("PgQ: reading, rate, held to none", None, "rate", "PgQ")]
-    return {"results": results, "plots": ["cpu_us"],
-            "figures": [{"figure": text, "key": key,
-                         "values": figures.ratios(results, metric, f"{way}, held",
-                                                  f"{way}, none")}
-                        for text, key, metric, way in found],
+    found = [{"figure": "outbox: latency, p50, held to none", "key": "snapshot_latency",
+              "values": figures.ratios(results, "p50_ms", "outbox, held", "outbox, none")}]
+    for way, key in (("outbox", "snapshot_rate"),) + ((("PgQ", None),) if pgq else ()):
+        held, none = f"{way}, held", f"{way}, none"
+        found += [{"figure": f"{way}: drain, time, held to none", "key": key,
+                   "values": figures.ratios(results, "rate", none, held)},
+                  {"figure": f"{way}: drain, CPU a message, held to none",
+                   "values": figures.ratios(results, "cpu_us", held, none)}]
+    return {"results": results, "plots": ["cpu_us"], "figures": found,
             "sizes": f"{seconds} s at {RATE:,}/s, then {n:,} at once; {runs} runs"}
