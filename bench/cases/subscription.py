@@ -51,7 +51,7 @@ def received(server, database):
 def wait_for(server, database, n):
     # counting takes longer than waiting: not too often
     process.wait_until(f"{n} records", lambda: received(server, database) >= n, timeout=600,
-                       pause=0.05)
+                       pause=0.2)
 
 
 def handled(server):

@@ -24,6 +24,11 @@ def bars(title, rows):
     height = TOP + len(rows) * (BAR + GAP) + GAP
     largest = max(max(values) for _, values in rows) or 1
     scale = (WIDTH - LABEL - 90) / largest
+
+    # a latency can be below zero
+    def x(value):
+        return LABEL + max(value, 0) * scale
+
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
            ' font-family="sans-serif" font-size="12">',
            f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
@@ -31,10 +36,10 @@ def bars(title, rows):
     for i, (name, values) in enumerate(rows):
         y = TOP + i * (BAR + GAP)
         middle = y + BAR / 2
-        low, high = LABEL + min(values) * scale, LABEL + max(values) * scale
+        low, high = x(min(values)), x(max(values))
         out += [
             f'<text x="{LABEL - 8}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>',
-            f'<rect x="{LABEL}" y="{y}" width="{figures.median(values) * scale:.1f}"'
+            f'<rect x="{LABEL}" y="{y}" width="{x(figures.median(values)) - LABEL:.1f}"'
             f' height="{BAR}" fill="{COLOURS[0 if ours(name) else 1]}"/>',
             f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8'
             f'M{high:.1f} {middle - 4}v8" stroke="black" fill="none"/>',
