@@ -18,7 +18,7 @@
 
 /* What failed is tried again after so long, and what can't be done now (ms) */
 #define FAILED_DELAY	60000
-#define REST_DELAY		1000
+#define REST_DELAY		10000
 
 static const HousekeepingTask tasks[] = {
 	{"retention of the log", retention_step, retention_committed, retention_failed},

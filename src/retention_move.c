@@ -198,6 +198,7 @@ retention_kept_step(TimestampTz now)
 	TimestampTz cutoff = now - outbox_retention * USECS_PER_SEC;
 	char	   *name = store_segment_name(OUTBOX_SEGMENT_KEPT);
 	Window	   *window = read_window(name, IS_DONE_WITH, &swept, cutoff);
+	Datum		values[1];
 
 	if (window->nchosen > 0)
 		delete_rows(name, window, cutoff);
@@ -206,6 +207,11 @@ retention_kept_step(TimestampTz now)
 		swept = window->ids[window->n - 1];
 		return now;
 	}
+
+	/* as old: what the brokers answered */
+	values[0] = TimestampTzGetDatum(cutoff);
+	store_execute("DELETE FROM outbox.topic_request WHERE finished_at < $1", 1,
+				  (Oid[]) {TIMESTAMPTZOID}, values, NULL);
 	memset(&swept, 0, sizeof(swept));
 	return now + Min(Max(pause, SWEEP_MIN * USECS_PER_SEC), SWEEP_MAX * USECS_PER_SEC);
 }

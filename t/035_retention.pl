@@ -133,6 +133,20 @@ subtest 'what must be kept' => sub {
 	is_deeply(\@values, [ map { "paused $_" } 1 .. 3000, 1 .. 100 ], 'a held topic goes on in order');
 };
 
+subtest 'without Kafka' => sub {
+	send_some('orders', 10);
+	all_sent();
+	$mock->down;
+	wait_for_value($node, 'postgres', 'SELECT brokers_reachable FROM outbox.stat', 'f');
+	send_some('orders', 10);
+	minutes(36);
+	wait_for_value($node, 'postgres', 'SELECT status, count(*) FROM outbox.message GROUP BY status',
+		'NEW|10');
+	pass('what was sent goes, what wasn\'t stays');
+	$mock->up;
+	all_sent();
+};
+
 subtest 'purge' => sub {
 	minutes(20);
 	wait_for_value($node, 'postgres', 'SELECT count(*) FROM outbox.log', '0');

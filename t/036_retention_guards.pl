@@ -240,6 +240,46 @@ subtest 'a message that somebody has locked' => sub {
 	is(status_of($id), 'CONFIRMED', 'it stays as long again');
 };
 
+# It has its snapshot, and waits to lock its first table, when the move is made
+subtest 'a pg_dump that is older than the move' => sub {
+	begin();
+	my $dump = PostgreSQL::Test::Utils::tempdir . '/dump';
+	my $id = send_to('paused', 'dumped');
+	my $session = $node->background_psql('postgres');
+	$session->query_safe('BEGIN; LOCK TABLE blocker');
+	my $pg_dump = IPC::Run::start(
+		[ 'pg_dump', '-Fd', '-j', '2', '-f', $dump, $node->connstr('postgres') ],
+		'>', '/dev/null', '2>', "$dump.err");
+	wait_for_value($node, 'postgres', "SELECT count(*) FROM pg_stat_activity
+		WHERE query LIKE 'LOCK TABLE%' AND wait_event_type = 'Lock'", '1');
+	minutes(16);
+	moved($id);
+	waits_for(qr/^segment \d+ waits for a snapshot of process/, 'it is waited for');
+	$session->query_safe('COMMIT');
+	$session->quit;
+	ok($pg_dump->finish, 'it ends well');
+	emptied('then the segment is emptied');
+	sql('CREATE DATABASE restored');
+	$node->command_ok([ 'pg_restore', '-d', $node->connstr('restored'), $dump ], 'it is restored');
+	is($node->safe_psql('restored', "SELECT status FROM outbox.message WHERE id = '$id'"), 'NEW',
+		'the message is in the dump');
+};
+
+subtest 'emptying fails' => sub {
+	begin();
+	my $segment = sql("SELECT segment FROM outbox.log WHERE id = '"
+		  . send_to('paused', 'referenced') . "'");
+	sql("CREATE TABLE reference (id uuid REFERENCES outbox.log_$segment)");
+	minutes(16);
+	wait_for_value($node, 'postgres', 'SELECT last_error FROM outbox.stat',
+		'retention of the log: cannot truncate a table referenced in a foreign key constraint')
+	  and pass('it is said why');
+	wait_status(send_to('orders', 'meanwhile'), 'SENT', 'publishing goes on');
+	sql('DROP TABLE reference');
+	minutes(2);
+	emptied('then the segment is emptied');
+};
+
 subtest 'a crash between the move and the end' => sub {
 	begin();
 	my $id = send_to('paused', 'crash');
