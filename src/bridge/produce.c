@@ -188,7 +188,7 @@ produce_to(Topic *topic, int32_t partition, const unsigned char *item, size_t le
 		case RD_KAFKA_RESP_ERR_NO_ERROR:
 			break;
 		case RD_KAFKA_RESP_ERR__PURGE_QUEUE:
-			outcome_unsent(record->index, OUTCOME_BEHIND, partition, err);
+			outcome_unsent(record->index, OUTCOME_BEHIND, topic, partition, err);
 			break;
 		case RD_KAFKA_RESP_ERR__QUEUE_FULL:
 			waiting_add(&no_room, item, len);
