@@ -114,6 +114,9 @@ extern void chain_read_queues(Batch *batch, Snapshot snapshot);
  * the messages, after that.
  */
 extern void chain_write(const Batch *batch);
+
+/* ---- whether it waits ---- */
+
 /* The mark that its messages wait under; NULL if it isn't held */
 extern Held *message_mark(const OutMessage *message);
 
