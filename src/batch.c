@@ -8,9 +8,7 @@
 #include "postgres.h"
 
 #include "access/xlog.h"
-#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
-#include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/uuid.h"
@@ -18,7 +16,9 @@
 #include "batch.h"
 #include "compat.h"
 #include "recovery.h"
-#include "text_output.h"
+
+/* The bridge is seen to after so many messages, if it has a batch meanwhile */
+#define PUMP_MESSAGES	256
 
 void
 batch_init(Batch *batch)
@@ -43,182 +43,6 @@ batch_is_full(const Batch *batch)
 	return batch_has(batch, 4);
 }
 
-/* ---------------------------------------------------------------------
- * From a row to a record
- * --------------------------------------------------------------------- */
-
-static char *
-to_utf8(const char *text, int *len)
-{
-	char	   *utf8 = pg_server_to_any(text, *len, PG_UTF8);
-
-	if (utf8 != text)
-		*len = strlen(utf8);
-	return utf8;
-}
-
-static void
-add_header(BridgeRecord *record, int *allocated, const char *name,
-		   const char *value, int len)
-{
-	if (record->nheaders == *allocated)
-	{
-		*allocated = Max(8, *allocated * 2);
-		record->headers = record->headers == NULL ?
-			palloc(*allocated * sizeof(BridgeHeader)) :
-			repalloc(record->headers, *allocated * sizeof(BridgeHeader));
-	}
-	record->headers[record->nheaders].name = name;
-	record->headers[record->nheaders].value = value;
-	record->headers[record->nheaders++].len = len;
-}
-
-/* A scalar of the headers as the bytes that go out; NULL for null */
-static const char *
-header_value(const JsonbValue *value, int *len)
-{
-	char	   *text;
-
-	switch (value->type)
-	{
-		case jbvNull:
-			*len = 0;
-			return NULL;
-		case jbvString:
-			*len = value->val.string.len;
-			return to_utf8(pnstrdup(value->val.string.val, *len), len);
-		case jbvBool:
-			text = pstrdup(value->val.boolean ? "true" : "false");
-			break;
-		case jbvNumeric:
-			text = DatumGetCString(DirectFunctionCall1(numeric_out,
-													   NumericGetDatum(value->val.numeric)));
-			break;
-		default:
-			elog(ERROR, "unexpected type of a header's value: %d", value->type);
-	}
-	*len = strlen(text);
-	return text;
-}
-
-/* Bytes that are no text; see capture.h */
-static const char *
-header_bytes(const JsonbValue *hex, int *len)
-{
-	char	   *bytes = palloc(hex->val.string.len / 2 + 1);
-
-	*len = (int) hex_decode(hex->val.string.val, hex->val.string.len, bytes);
-	return bytes;
-}
-
-/* The application's headers, or our own; an array repeats one */
-static void
-add_headers(BridgeRecord *record, int *allocated, Jsonb *headers)
-{
-	JsonbIterator *iterator = JsonbIteratorInit(&headers->root);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	const char *name = "";
-	int			objects = 0;	/* that we are in */
-
-	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
-	{
-		int			len;
-
-		if (token == WJB_BEGIN_OBJECT)
-			objects++;
-		else if (token == WJB_END_OBJECT)
-			objects--;
-		else if (token == WJB_KEY && objects == 1)
-		{
-			len = value.val.string.len;
-			name = to_utf8(pnstrdup(value.val.string.val, len), &len);
-		}
-		else if (token == WJB_VALUE || token == WJB_ELEM)
-		{
-			const char *bytes = objects > 1 ? header_bytes(&value, &len) :
-				header_value(&value, &len);
-
-			add_header(record, allocated, name, bytes, len);
-		}
-	}
-}
-
-static void
-fill_headers(OutMessage *message, const char *id_text, Jsonb *headers)
-{
-	BridgeRecord *record = &message->record;
-	const TopicConfig *config = message->config;
-	int			allocated = 0;
-
-	add_header(record, &allocated, "id", id_text, UUID_TEXT_LEN);
-	if (config != NULL)
-	{
-		add_header(record, &allocated, "kafka_correlationId", (const char *) message->id.data,
-				   UUID_LEN);
-		add_header(record, &allocated, "kafka_replyTopic", config->result_topic,
-				   strlen(config->result_topic));
-	}
-	if (headers != NULL)
-		add_headers(record, &allocated, headers);
-}
-
-/* Most messages are of the topic that the one before them was of */
-static void
-fill_topic(const Batch *batch, OutMessage *message, const char *topic)
-{
-	const OutMessage *last = message > batch->messages ? message - 1 : NULL;
-
-	if (last != NULL && strcmp(last->record.topic, topic) == 0)
-	{
-		message->record.topic = last->record.topic;
-		message->config = last->config;
-		return;
-	}
-	message->record.topic = pstrdup(topic);
-	message->config = topic_config_find(topic);
-}
-
-/* Fills the record in the batch's context */
-static void
-fill_record(const Batch *batch, OutMessage *message, const LogRow *row)
-{
-	BridgeRecord *record = &message->record;
-	TupleTableSlot *slot = row->slot;
-	Jsonb	   *headers = NULL;
-	char	   *id_text = palloc(UUID_TEXT_LEN + 1);
-
-	uuid_text(&row->id, id_text);
-	id_text[UUID_TEXT_LEN] = '\0';
-	memset(record, 0, sizeof(BridgeRecord));
-	slot_getsomeattrs(slot, Anum_log_headers);
-	fill_topic(batch, message, row->topic);
-	if (slot->tts_isnull[Anum_log_key - 1])
-	{
-		message->key = NULL;
-		record->key = id_text;
-		record->key_len = UUID_TEXT_LEN;
-	}
-	else
-	{
-		char	   *key = TextDatumGetCString(slot->tts_values[Anum_log_key - 1]);
-
-		message->key = key;
-		record->key_len = strlen(key);
-		record->key = to_utf8(key, &record->key_len);
-	}
-	if (!slot->tts_isnull[Anum_log_payload - 1])
-	{
-		bytea	   *payload = DatumGetByteaPCopy(slot->tts_values[Anum_log_payload - 1]);
-
-		record->value = VARDATA(payload);
-		record->value_len = VARSIZE(payload) - VARHDRSZ;
-	}
-	if (!slot->tts_isnull[Anum_log_headers - 1])
-		headers = DatumGetJsonbPCopy(slot->tts_values[Anum_log_headers - 1]);
-	fill_headers(message, id_text, headers);
-}
-
 static void
 batch_add(Batch *batch, const LogRow *row, MessageSource source, Suspect *suspect)
 {
@@ -236,7 +60,7 @@ batch_add(Batch *batch, const LogRow *row, MessageSource source, Suspect *suspec
 	message->fate = suspect != NULL ? FATE_ALONE : FATE_OPEN;
 	message->class = OUTCOME_OK;
 	message->error = NULL;
-	fill_record(batch, message, row);
+	batch_fill_record(batch, message, row);
 	batch->bytes += message->record.value_len + message->record.key_len +
 		OUTBOX_MESSAGE_OVERHEAD;
 	for (int i = 0; i < message->record.nheaders; i++)
@@ -412,6 +236,28 @@ read_all_held(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 	}
 }
 
+/* The sweep may have gone back for an older transaction's messages */
+static bool
+is_in_flight(const Batch *in_flight, const LogRow *row)
+{
+	int			low = 0;
+	int			high;
+
+	if (in_flight == NULL || row->clock > in_flight->messages[in_flight->n - 1].clock)
+		return false;
+	for (high = in_flight->n; low < high;)
+	{
+		int			middle = (low + high) / 2;
+
+		if (memcmp(&in_flight->messages[middle].id, &row->id, UUID_LEN) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low < in_flight->n &&
+		memcmp(&in_flight->messages[low].id, &row->id, UUID_LEN) == 0;
+}
+
 /*
  * The publish sweep.  A held topic is passed by, unless its own sweep has come
  * up to this one in this very pass: then its messages follow in order.
@@ -427,13 +273,17 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 	{
 		Held	   *held;
 
+		if (batch->bridge != NULL && batch->n % PUMP_MESSAGES == 0)
+			bridge_pump(batch->bridge);
+
 		batch->looked_at = true;
 
 		/* its row in outbox.delayed is as new as itself */
 		if (row.status == STATUS_NEW && row.lane == OUTBOX_LANE_NONE &&
 			sweep_has_lane(sweep, OUTBOX_LANE_LATE))
 			recovery_wake();
-		if (row.status != STATUS_NEW || !sweep_wants(sweep, row.lane, row.clock))
+		if (row.status != STATUS_NEW || !sweep_wants(sweep, row.lane, row.clock) ||
+			is_in_flight(batch->in_flight, &row))
 			continue;
 		if (batch_is_full(batch) || key_queue_is_full())
 		{
@@ -449,11 +299,10 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 	log_scan_end(scan);
 }
 
-void
-batch_read(Batch *batch, Sweep *sweep)
+/* Whatever the snapshot shows was written before now */
+static void
+begin_reading(Batch *batch, const Batch *in_flight, Bridge *bridge)
 {
-	Snapshot	snapshot = GetActiveSnapshot();
-
 	MemoryContextReset(batch->context);
 	batch->n = 0;
 	batch->bytes = 0;
@@ -461,15 +310,30 @@ batch_read(Batch *batch, Sweep *sweep)
 	batch->looked_at = false;
 	batch->put_off = false;
 	batch->put_off_from = PG_UINT64_MAX;
-	poison_begin_pass();
-
-	/* whatever the snapshot shows was written before now */
+	batch->in_flight = in_flight;
+	batch->bridge = bridge;
 	batch->flush = outbox_insert_end_lsn();
+}
 
+void
+batch_read(Batch *batch, Sweep *sweep)
+{
+	Snapshot	snapshot = GetActiveSnapshot();
+
+	begin_reading(batch, NULL, NULL);
+	poison_begin_pass();
 	read_delayed(batch, sweep, snapshot);
 	key_holds_begin_pass();
 	read_all_held(batch, sweep, snapshot);
 	chain_read_queues(batch, snapshot);
 	read_sweep(batch, sweep, snapshot);
+	key_queue_save();
+}
+
+void
+batch_read_ahead(Batch *batch, Sweep *sweep, const Batch *in_flight, Bridge *bridge)
+{
+	begin_reading(batch, in_flight, bridge);
+	read_sweep(batch, sweep, GetActiveSnapshot());
 	key_queue_save();
 }

@@ -62,7 +62,8 @@ typedef struct OutMessage
 	const char *error;			/* NULL, or the outcome's, with its detail */
 } OutMessage;
 
-typedef struct Batch
+typedef struct Batch Batch;
+struct Batch
 {
 	MemoryContext context;		/* what the messages point to */
 	OutMessage *messages;		/* in the order of publishing */
@@ -74,7 +75,11 @@ typedef struct Batch
 	bool		put_off;		/* some have to wait for a suspect */
 	MessageClock put_off_from;	/* the first of them in the publish sweep */
 	XLogRecPtr	flush;			/* what must be durable before they leave */
-} Batch;
+
+	/* while it is read ahead */
+	const Batch *in_flight;		/* the batch that is being delivered, or NULL */
+	Bridge	   *bridge;			/* that has it, or NULL */
+};
 
 extern void batch_init(Batch *batch);
 
@@ -85,10 +90,24 @@ extern void batch_init(Batch *batch);
 extern void batch_read(Batch *batch, Sweep *sweep);
 
 /*
+ * The same, but of the publish sweep only, and without those that are in flight:
+ * a batch of nothing else, in the order of ids.  Meanwhile the bridge gets what
+ * its socket didn't take at once.
+ */
+extern void batch_read_ahead(Batch *batch, Sweep *sweep, const Batch *in_flight,
+							 Bridge *bridge);
+
+/*
  * Appends a message; the batch isn't full.  False if it has to wait for a
  * suspect: whoever met it goes back for it.
  */
 extern bool batch_take(Batch *batch, const LogRow *row, MessageSource source);
+
+/*
+ * batch_record.c: makes the record of a message, which is the batch's last, in
+ * the current memory context.
+ */
+extern void batch_fill_record(const Batch *batch, OutMessage *message, const LogRow *row);
 
 /* Has it that many quarters of what it may have? */
 extern bool batch_has(const Batch *batch, int quarters);
@@ -122,9 +141,11 @@ extern Held *message_mark(const OutMessage *message);
 
 /*
  * deliver.c: hands the batch to the bridge and waits until every message has
- * its fate.  In no transaction.  Holds topics as the outcomes say.
+ * its fate.  In no transaction.  Holds topics as the outcomes say.  Calls
+ * handed_over(arg) once, before it begins to wait; that may have a transaction.
  */
-extern void batch_deliver(Batch *batch, Worker *worker);
+typedef void (*BatchHandedOver) (void *arg);
+extern void batch_deliver(Batch *batch, Worker *worker, BatchHandedOver handed_over, void *arg);
 
 /* topic_admin.c: an event that isn't an outcome */
 extern void publisher_event(Worker *worker, const BridgeEvent *event);

@@ -40,6 +40,8 @@ typedef struct Delivery
 	OutMessage *alone;			/* the suspect that is in the bridge, alone */
 	TimestampTz alone_since;
 	const char *finished;		/* why the bridge's client is, NULL if it isn't */
+	BatchHandedOver handed_over;	/* to be called before it is waited; or NULL */
+	void	   *handed_over_arg;
 	int		   *ready;			/* those whose turn in their chain has come */
 	int			nready;
 	TimestampTz deadline;
@@ -306,6 +308,11 @@ await_outcomes(Delivery *delivery)
 	Worker	   *worker = delivery->worker;
 
 	bridge_flush(worker->bridge);
+	if (delivery->handed_over != NULL)
+		delivery->handed_over(delivery->handed_over_arg);
+	delivery->handed_over = NULL;
+	if (worker->bridge == NULL)
+		leave_open(delivery);
 	delivery->purged = false;
 	extend_deadline(delivery, outbox_ack_timeout);
 	while (delivery->open > 0)
@@ -445,9 +452,10 @@ deliver_suspects(Delivery *delivery)
 }
 
 void
-batch_deliver(Batch *batch, Worker *worker)
+batch_deliver(Batch *batch, Worker *worker, BatchHandedOver handed_over, void *arg)
 {
-	Delivery	delivery = {.batch = batch, .worker = worker};
+	Delivery	delivery = {.batch = batch, .worker = worker, .handed_over = handed_over,
+	.handed_over_arg = arg};
 
 	delivery.ready = MemoryContextAlloc(batch->context, Max(batch->n, 1) * sizeof(int));
 	for (int i = 0; i < batch->n; i++)

@@ -96,6 +96,12 @@ number_of_suspects(void)
 	return suspects == NULL ? 0 : (int) hash_get_num_entries(suspects);
 }
 
+bool
+poison_has_suspects(void)
+{
+	return number_of_suspects() > 0;
+}
+
 void
 poison_load(void)
 {

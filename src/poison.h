@@ -44,6 +44,9 @@ typedef enum SuspectTurn
 /* Adds those that the table has; needs SPI */
 extern void poison_load(void);
 
+/* Only memory: are there any? */
+extern bool poison_has_suspects(void);
+
 /* Begins a pass: nothing was met yet */
 extern void poison_begin_pass(void);
 

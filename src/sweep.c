@@ -19,8 +19,8 @@
  * at once (sweep_see), and S is also what tells which prepared transactions
  * have committed.
  *
- * What is saved never is above a position or an open transaction: too low is
- * always right, only slower.
+ * What is saved never is above a position, an open transaction, or a message
+ * that is being delivered: too low is always right, only slower.
  *
  *-------------------------------------------------------------------------
  */
@@ -112,6 +112,7 @@ sweep_load(Sweep *sweep, Oid extension, int publisher, int publishers)
 		sweep->scratch = MemoryContextAlloc(TopMemoryContext, size);
 	}
 	sweep->nopen = 0;
+	sweep->in_flight = PG_UINT64_MAX;
 	for (int lane = 0; lane < OUTBOX_SWEPT_LANES; lane++)
 	{
 		bool		wanted = outbox_lane_publisher(lane, publishers) == publisher;
@@ -247,7 +248,7 @@ sweep_end_pass(Sweep *sweep, MessageClock upto)
 static MessageClock
 safe_cursor(const Sweep *sweep, int lane)
 {
-	MessageClock cursor = sweep->position[lane];
+	MessageClock cursor = Min(sweep->position[lane], sweep->in_flight);
 
 	for (int i = 0; i < sweep->nopen; i++)
 		cursor = Min(cursor, sweep->open[i].clock);

@@ -20,6 +20,8 @@ typedef struct Sweep
 	MessageClock saved[OUTBOX_SWEPT_LANES]; /* what outbox.lane says */
 	bool		mine[OUTBOX_SWEPT_LANES];	/* lanes this publisher has locked */
 	MessageClock passed;		/* the recovery sweep may have come so far */
+	MessageClock in_flight;		/* what is being delivered begins there;
+								 * PG_UINT64_MAX if nothing is */
 
 	/* transactions that were open when the last pass read the announcements */
 	OpenTransaction *open;

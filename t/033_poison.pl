@@ -235,7 +235,7 @@ subtest 'many behind it' => sub {
 	poison_is('abort');
 	query("SELECT outbox.resend('$id')");
 	wait_until('the first that counts',
-		sub { send_one($topics[1], 'trickle'); query('SELECT max(tries) FROM outbox.suspect') eq '1' });
+		sub { send_one($topics[1], 'trickle'); query('SELECT max(tries) FROM outbox.suspect') =~ /^[12]$/ });
 	pass('resent, its tries begin anew');
 	send_until(\@topics, "SELECT status FROM outbox.message WHERE id = '$id'", 'DEAD');
 	is(status_of($id), 'DEAD|killed the bridge to Kafka 3 times: terminated by signal 6: Aborted', 'DEAD again');
