@@ -166,7 +166,7 @@ read_delayed(Batch *batch, Sweep *sweep, Snapshot snapshot)
 	/* the mark that takes them over must be there when the rows are gone */
 	if (nforget > 0)
 	{
-		held_save();
+		held_save(false);
 		recovery_forget(forget, nforget);
 	}
 }

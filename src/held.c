@@ -372,7 +372,6 @@ held_end_pass(void)
 	{
 		if (held->state < HELD_PROBING)
 			continue;
-		held->dirty = true;
 		if (held->met && held->passed_by == PG_UINT64_MAX &&
 			(held->state == HELD_CATCHING_UP || held->found == 0))
 		{
@@ -382,6 +381,7 @@ held_end_pass(void)
 		}
 		if (held->found > 0)
 			held->state = HELD_CATCHING_UP;
+		held->outdated |= held->cursor != Min(held->upto, held->passed_by);
 		held->cursor = Min(held->upto, held->passed_by);
 	}
 }

@@ -57,7 +57,8 @@ typedef struct Held
 	TimestampTz failed_at;		/* when the last try did */
 	TimestampTz next_try;
 	bool		dirty;			/* the table must follow, before the cursors do */
-	bool		outdated;		/* the table may follow: it only shows more tries */
+	bool		outdated;		/* the table may follow: it shows fewer tries, or is
+								 * lower than need be */
 	bool		released;		/* nobody's any more; to be deleted there */
 	bool		paused;			/* waits until outbox.resume is called */
 
@@ -172,7 +173,7 @@ extern Held *held_next(HeldIterator *iterator);
 extern bool held_is_dirty(void);
 extern bool held_is_outdated(void);
 
-/* Writes what changed; needs SPI */
-extern void held_save(void);
+/* Writes what must be written, or all that changed; needs SPI */
+extern void held_save(bool all);
 
 #endif							/* OUTBOX_HELD_H */

@@ -197,7 +197,7 @@ save_one(const Held *held)
 }
 
 void
-held_save(void)
+held_save(bool all)
 {
 	dlist_mutable_iter iterator;
 
@@ -215,8 +215,10 @@ held_save(void)
 	{
 		Held	   *held = dlist_container(Held, node, iterator.cur);
 
-		if (held->dirty || held->outdated)
+		if (held->dirty || (all && held->outdated))
+		{
 			save_one(held);
-		held->dirty = held->outdated = false;
+			held->dirty = held->outdated = false;
+		}
 	}
 }

@@ -176,10 +176,13 @@ publisher_write_batch(Publisher *publisher, const Batch *batch)
 void
 publisher_write_rest(Publisher *publisher)
 {
-	held_save();
+	bool		due = TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(),
+												 SAVE_INTERVAL);
+
+	held_save(due);
 	poison_save();
 	topic_admin_save();
-	if (!TimestampDifferenceExceeds(publisher->saved_at, GetCurrentTimestamp(), SAVE_INTERVAL))
+	if (!due)
 		return;
 	if (publisher->unsaved)
 		sweep_save(&publisher->sweep);
