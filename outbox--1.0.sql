@@ -617,7 +617,7 @@ CREATE VIEW outbox.topic AS
 			ELSE h.reason
 		END AS state,
 		coalesce(p.since, h.since) AS held_since,
-		CASE WHEN h.partition >= 0
+		CASE WHEN p.topic IS NULL AND h.partition >= 0
 			THEN ARRAY(SELECT DISTINCT one.partition FROM outbox.held AS one
 					   WHERE one.topic = t.topic ORDER BY one.partition)
 		END AS held_partitions,

@@ -178,6 +178,19 @@ is($node->safe_psql('postgres', q(SELECT min(since) FROM outbox.held WHERE topic
 
 # ---------- another number of publishers ----------
 
+# One of them, that with the first message that waits, holds all of the topic
+# while the others hold the partition: none of the new ones may go by the latter
+# alone.
+set_conf($node, 'outbox.enabled' => 'off');
+wait_for_value($node, 'postgres',
+	q(SELECT bool_and(state LIKE 'resting%') FROM outbox.worker WHERE kind = 'publisher'), 't');
+$node->safe_psql('postgres', q(UPDATE outbox.held SET partition = -1, partitions = -1
+	WHERE (topic, publisher) = (SELECT topic, publisher FROM outbox.held
+		WHERE topic = 'half' ORDER BY cursor LIMIT 1)));
+set_conf($node, 'outbox.publishers' => 2, 'outbox.enabled' => 'on');
+marks_are('half', '1|3|2|2|2');
+goes_on_so('marks of two kinds');
+
 foreach my $n (3, 1, 4)
 {
 	publishers_are($n);
