@@ -20,6 +20,19 @@
 #define FAILED_DELAY	60000
 #define REST_DELAY		10000
 
+/*
+ * A task.  step does a bounded piece, in a transaction that worker_begin
+ * began, and returns when the next one is due: now, if there is more at once.
+ * Then committed is called, or after an ERROR failed.  Either may be NULL.
+ */
+typedef struct HousekeepingTask
+{
+	const char *name;
+	TimestampTz (*step) (TimestampTz now);
+	void		(*committed) (void);
+	void		(*failed) (void);
+} HousekeepingTask;
+
 static const HousekeepingTask tasks[] = {
 	{"retention of the log", retention_step, retention_committed, retention_failed},
 	{"retention of segment -1", retention_kept_step, NULL, retention_kept_failed},
@@ -55,7 +68,7 @@ housekeeping_next(const Worker *worker)
 
 /* After an ERROR in a step: as a session does between two commands */
 static void
-recover(Worker *worker, const HousekeepingTask *task, MemoryContext context)
+after_error(Worker *worker, const HousekeepingTask *task, MemoryContext context)
 {
 	ErrorData  *error;
 
@@ -95,7 +108,7 @@ try_step(Worker *worker, const HousekeepingTask *task)
 	}
 	PG_CATCH();
 	{
-		recover(worker, task, context);
+		after_error(worker, task, context);
 		again = TimestampTzPlusMilliseconds(now, FAILED_DELAY);
 	}
 	PG_END_TRY();

@@ -26,17 +26,4 @@ extern void housekeeping_wait(Worker *worker, long timeout);
 /* When the next step is due; DT_NOEND for all but the first publisher */
 extern TimestampTz housekeeping_next(const Worker *worker);
 
-/*
- * A task of it.  step does a bounded piece, in a transaction that worker_begin
- * began, and returns when the next one is due: now, if there is more at once.
- * Then committed is called, or after an ERROR failed.  Either may be NULL.
- */
-typedef struct HousekeepingTask
-{
-	const char *name;
-	TimestampTz (*step) (TimestampTz now);
-	void		(*committed) (void);
-	void		(*failed) (void);
-} HousekeepingTask;
-
 #endif							/* OUTBOX_HOUSEKEEPING_H */

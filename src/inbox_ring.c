@@ -23,7 +23,6 @@
 #include "inbox_ring.h"
 #include "relation.h"
 #include "retention.h"
-#include "ring.h"
 #include "store.h"
 #include "worker.h"
 
@@ -31,6 +30,9 @@
 #define INBOX_KNOWN		(1u << OUTBOX_SEGMENTS)
 
 #define ALL_SEGMENTS	(INBOX_KNOWN - 1)
+
+/* Segments that one retention is spread over: every one is looked into */
+#define SEGMENTS_KEPT	4
 
 /* Between two tries of what somebody is in the way of (ms) */
 #define RETRY_MIN		50
@@ -177,7 +179,7 @@ advance(DatabaseSlot *db, TimestampTz now, const TimestampTz *times, uint32 used
 
 	if (times[current] == DT_NOEND || next == current)
 		return DT_NOEND;
-	due = times[current] + ring_span(outbox_inbox_retention);
+	due = times[current] + outbox_inbox_retention * USECS_PER_SEC / SEGMENTS_KEPT;
 	if (due > now)
 		return due;
 	if (!retention_exclude_writers(inbox_segment_name(current)))
@@ -254,6 +256,13 @@ inbox_ring_step(TimestampTz now)
 		return look(db, now);
 	if (!retention_exclude_all(inbox_segment_name(emptied)))
 		return retry(now, emptied, false);
+
+	/* a consumer that had to find out again may have begun with it again */
+	if (emptied == (int) pg_atomic_read_u32(&db->inbox_segment))
+	{
+		emptied = -1;
+		return now;
+	}
 	store_execute(psprintf("TRUNCATE %s", inbox_segment_name(emptied)), 0, NULL, NULL, NULL);
 	truncated = true;
 	return now;
@@ -262,11 +271,16 @@ inbox_ring_step(TimestampTz now)
 void
 inbox_ring_committed(void)
 {
+	DatabaseSlot *db = outbox_my_database();
+
 	if (!truncated)
 		return;
 
 	/* a consumer that had to find out again may have set it */
-	pg_atomic_fetch_and_u32(&outbox_my_database()->inbox_used, ~(1u << emptied));
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	if (emptied != (int) pg_atomic_read_u32(&db->inbox_segment))
+		pg_atomic_fetch_and_u32(&db->inbox_used, ~(1u << emptied));
+	LWLockRelease(outbox_shared->lock);
 	truncated = false;
 	emptied = -1;
 	done();

@@ -3,8 +3,8 @@
  * inbox_ring.h
  *	  The ring of segments that outbox.inbox is kept in.
  *
- * Like the log's, with outbox.inbox_retention.  Nothing in it has to be kept
- * longer, so an old segment is just truncated.
+ * Like the log's, with outbox.inbox_retention, but of fewer segments at a time.
+ * Nothing in it has to be kept longer, so an old segment is just truncated.
  *
  *-------------------------------------------------------------------------
  */

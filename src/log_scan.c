@@ -22,6 +22,7 @@
 #include "compat.h"
 #include "log_scan.h"
 #include "relation.h"
+#include "ring.h"
 
 typedef struct SegmentScan
 {
@@ -82,21 +83,29 @@ scan_make(void)
 	return scan;
 }
 
+/*
+ * Is there anything to read from that clock on?  A segment's bit and end are
+ * looked at after the snapshot was taken: what it shows was put there under them.
+ */
+static bool
+segment_has(DatabaseSlot *slot, int segment, MessageClock from)
+{
+	return (pg_atomic_read_u32(&slot->segments_used) & segment_bit(segment)) != 0 &&
+		ring_end(slot, segment) >= from;
+}
+
 LogScan *
 log_scan_begin(MessageClock from, Snapshot snapshot)
 {
-	uint32		used = pg_atomic_read_u32(&outbox_my_database()->segments_used);
+	DatabaseSlot *slot = outbox_my_database();
 	LogScan    *scan = scan_make();
 
 	message_id_lowest(from, &scan->bound);
-	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	for (int i = OUTBOX_SEGMENT_KEPT; i < OUTBOX_SEGMENTS; i++)
 	{
-		if (used & (1U << i))
+		if (segment_has(slot, i, from))
 			segment_begin(scan, i, BTGreaterEqualStrategyNumber, F_UUID_GE, snapshot);
 	}
-	if (used & (1U << OUTBOX_SEGMENTS))
-		segment_begin(scan, OUTBOX_SEGMENT_KEPT, BTGreaterEqualStrategyNumber, F_UUID_GE,
-					  snapshot);
 	return scan;
 }
 

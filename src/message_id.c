@@ -320,8 +320,7 @@ message_floor_ensure(void)
 	if (!pg_atomic_read_u32(&slot->floor_known))
 	{
 		/* rows may have come in that nobody announced: a restore */
-		for (int segment = 0; segment < OUTBOX_SEGMENTS; segment++)
-			ring_reopen(slot, segment);
+		ring_unseal_all(slot);
 		ring_begin(slot, current, since);
 		pg_write_barrier();
 		pg_atomic_write_u32(&slot->floor_known, 1);

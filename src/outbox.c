@@ -72,6 +72,8 @@ database_slot_clear(DatabaseSlot *slot, Oid database)
 	pg_atomic_init_u32(&slot->segments_used, 0);
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 		pg_atomic_init_u32(&slot->reopened[i], 0);
+	for (int i = 0; i <= OUTBOX_SEGMENTS; i++)
+		pg_atomic_init_u64(&slot->segment_end[i], PG_UINT64_MAX);
 	pg_atomic_init_u32(&slot->inbox_used, 0);
 	pg_atomic_init_u32(&slot->inbox_segment, 0);
 	for (int i = 0; i < OUTBOX_MAX_PUBLISHERS; i++)

@@ -156,6 +156,8 @@ typedef struct DatabaseSlot
 	pg_atomic_uint64 segment_due;	/* a MessageClock: and do until then */
 	pg_atomic_uint32 segments_used; /* bit i: segment i, bit 16: segment -1 */
 
+	pg_atomic_uint64 segment_end[OUTBOX_SEGMENTS + 1];	/* a MessageClock: no id in it is
+														 * above that; see ring.h */
 	pg_atomic_uint32 reopened[OUTBOX_SEGMENTS]; /* raised when there may be
 												 * something new to keep in it */
 

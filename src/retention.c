@@ -99,6 +99,47 @@ retry(TimestampTz now, bool of_writers)
 	return TimestampTzPlusMilliseconds(now, backoff_delay(tries, RETRY_MIN, RETRY_MAX));
 }
 
+/* Of the largest id in a segment, whatever became of its row; 0 if there is none */
+static MessageClock
+largest_clock(int which)
+{
+	pg_uuid_t	id;
+
+	return message_largest_id(which, &id) ? message_id_clock(&id) : 0;
+}
+
+/*
+ * Notes the largest id of a segment to which nothing is added any more: sweeps
+ * that are above it needn't look there.  False if somebody may be just adding.
+ */
+static bool
+seal(DatabaseSlot *db, int which)
+{
+	if (!retention_exclude_writers(store_segment_name(which)))
+		return false;
+	ring_seal(db, which, largest_clock(which));
+	return true;
+}
+
+/* Does that for all it can be done for; false if one is left */
+static bool
+seal_segments(DatabaseSlot *db)
+{
+	uint32		used = pg_atomic_read_u32(&db->segments_used);
+	bool		all = true;
+
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		if (used & segment_bit(i) && i != (int) pg_atomic_read_u32(&db->segment) &&
+			ring_end(db, i) == PG_UINT64_MAX)
+			all = seal(db, i) && all;
+	}
+	if (used & segment_bit(OUTBOX_SEGMENT_KEPT) &&
+		ring_end(db, OUTBOX_SEGMENT_KEPT) == PG_UINT64_MAX)
+		ring_seal(db, OUTBOX_SEGMENT_KEPT, largest_clock(OUTBOX_SEGMENT_KEPT));
+	return all;
+}
+
 /* Picks the segment whose newest message is the oldest; returns when it is due */
 static TimestampTz
 choose_segment(DatabaseSlot *db)
@@ -109,12 +150,14 @@ choose_segment(DatabaseSlot *db)
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
-		pg_uuid_t	id;
+		MessageClock end = ring_end(db, i);
 		TimestampTz time;
 
 		if (i == current || !(used & segment_bit(i)))
 			continue;
-		time = message_largest_id(i, &id) ? message_id_timestamp(&id) : 0;
+		if (end == PG_UINT64_MAX)
+			end = largest_clock(i);
+		time = end == 0 ? 0 : message_clock_timestamp(end);
 		if (time < oldest)
 		{
 			oldest = time;
@@ -129,21 +172,22 @@ static TimestampTz
 look(DatabaseSlot *db, TimestampTz now)
 {
 	TimestampTz due;
-	TimestampTz current_due;
+	TimestampTz next;
 
 	/* also where nothing new is captured, so that the last ones go, too */
 	(void) message_clock_read();
 	if (ring_is_due(db))
 		ring_advance(db);
+	next = seal_segments(db) ?
+		message_clock_timestamp(pg_atomic_read_u64(&db->segment_due)) : now;
 	due = choose_segment(db);
 	if (due <= now)
 	{
 		enter_phase(PHASE_PROBE);
 		return now;
 	}
-	current_due = message_clock_timestamp(pg_atomic_read_u64(&db->segment_due));
-	due = Max(Min(due, current_due), TimestampTzPlusMilliseconds(now, LOOK_MIN));
-	return Min(due, TimestampTzPlusMilliseconds(now, LOOK_MAX));
+	next = Max(Min(due, next), TimestampTzPlusMilliseconds(now, LOOK_MIN));
+	return Min(next, TimestampTzPlusMilliseconds(now, LOOK_MAX));
 }
 
 static TimestampTz
@@ -160,6 +204,11 @@ probe(DatabaseSlot *db, TimestampTz now)
 static TimestampTz
 move(DatabaseSlot *db, TimestampTz now)
 {
+	MessageClock end = largest_clock(segment);
+
+	/* before the rows are there: as for any segment */
+	if (ring_end(db, OUTBOX_SEGMENT_KEPT) < end)
+		ring_seal(db, OUTBOX_SEGMENT_KEPT, end);
 	pg_atomic_fetch_or_u32(&db->segments_used, segment_bit(OUTBOX_SEGMENT_KEPT));
 	switch (retention_move(segment, &after, now - outbox_retention * USECS_PER_SEC))
 	{
@@ -226,7 +275,7 @@ retention_committed(void)
 {
 	if (phase != PHASE_TRUNCATED)
 		return;
-	pg_atomic_fetch_and_u32(&outbox_my_database()->segments_used, ~segment_bit(segment));
+	ring_release(outbox_my_database(), segment);
 	enter_phase(PHASE_NONE);
 }
 

@@ -18,9 +18,18 @@ ring_span(int retention)
 	return (int64) retention * USECS_PER_SEC / SEGMENTS_KEPT;
 }
 
+static void
+set_end(DatabaseSlot *slot, int segment, MessageClock end)
+{
+	pg_atomic_write_u64(&slot->segment_end[segment == OUTBOX_SEGMENT_KEPT ?
+										   OUTBOX_SEGMENTS : segment], end);
+}
+
 void
 ring_begin(DatabaseSlot *slot, int segment, MessageClock since)
 {
+	set_end(slot, segment, PG_UINT64_MAX);
+	pg_write_barrier();
 	pg_atomic_write_u32(&slot->segment, segment);
 	pg_atomic_write_u64(&slot->segment_since, since);
 	pg_atomic_write_u64(&slot->segment_due,
@@ -82,4 +91,32 @@ ring_reopen(DatabaseSlot *slot, int segment)
 {
 	if (segment != OUTBOX_SEGMENT_KEPT)
 		pg_atomic_fetch_add_u32(&slot->reopened[segment], 1);
+}
+
+void
+ring_seal(DatabaseSlot *slot, int segment, MessageClock end)
+{
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	if (segment != (int) pg_atomic_read_u32(&slot->segment))
+		set_end(slot, segment, end);
+	LWLockRelease(outbox_shared->lock);
+}
+
+void
+ring_unseal_all(DatabaseSlot *slot)
+{
+	for (int segment = OUTBOX_SEGMENT_KEPT; segment < OUTBOX_SEGMENTS; segment++)
+	{
+		ring_reopen(slot, segment);
+		set_end(slot, segment, PG_UINT64_MAX);
+	}
+}
+
+void
+ring_release(DatabaseSlot *slot, int segment)
+{
+	LWLockAcquire(outbox_shared->lock, LW_EXCLUSIVE);
+	if (segment != (int) pg_atomic_read_u32(&slot->segment))
+		pg_atomic_fetch_and_u32(&slot->segments_used, ~segment_bit(segment));
+	LWLockRelease(outbox_shared->lock);
 }

@@ -42,6 +42,32 @@ extern void ring_advance(DatabaseSlot *slot);
 extern void ring_retime(DatabaseSlot *slot);
 
 /*
+ * No id in a segment is above that clock: PG_UINT64_MAX if it isn't known, for
+ * messages may still be put there.  Reading the log may begin behind it.
+ */
+static inline MessageClock
+ring_end(DatabaseSlot *slot, int segment)
+{
+	return pg_atomic_read_u64(&slot->segment_end[segment == OUTBOX_SEGMENT_KEPT ?
+												 OUTBOX_SEGMENTS : segment]);
+}
+
+/*
+ * Says so, unless that is the current segment.  The caller knows that nobody is
+ * just adding to it.  Takes OutboxShared.lock.
+ */
+extern void ring_seal(DatabaseSlot *slot, int segment, MessageClock end);
+
+/* Segments may hold more than is known.  The caller holds OutboxShared.lock. */
+extern void ring_unseal_all(DatabaseSlot *slot);
+
+/*
+ * The segment is empty: it may be the next one.  Unless it is the current one
+ * again.  Takes OutboxShared.lock.
+ */
+extern void ring_release(DatabaseSlot *slot, int segment);
+
+/*
  * Something has been, or is about to be, put into that segment, or changed there
  * from what retention would drop to what it must keep.  The caller has the
  * segment's lock, or takes it now, and keeps it until its transaction's end.

@@ -20,7 +20,7 @@ $mock->create_topic('records', 2);
 my $node = new_outbox_node(
 	'main',
 	bootstrap => $mock->bootstrap,
-	conf => "outbox.inbox_retention = '14min'\noutbox.consumers = 2",
+	conf => "outbox.inbox_retention = '4min'\noutbox.consumers = 2",
 	start => 0);
 start_with_clock($node);
 
