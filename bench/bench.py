@@ -77,8 +77,10 @@ class Bench:
 
 def run_case(bench, name):
     module = importlib.import_module(name)
-    began = time.time()
+    began, load = time.time(), os.getloadavg()[0]
     bench.case = name
+    if load > 1 and not bench.quick:
+        bench.say(f"the machine isn't quiet: its load is {load:.1f}")
     try:
         result = module.run(bench)
     finally:
@@ -87,7 +89,8 @@ def run_case(bench, name):
         case=name, title=module.__doc__.strip().splitlines()[0].rstrip("."),
         what="\n".join(module.__doc__.strip().splitlines()[1:]).strip(),
         when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began)), runs=bench.runs,
-        quick=bench.quick, seconds=time.time() - began, machine=machine.describe(bench))
+        quick=bench.quick, seconds=time.time() - began, load=f"{load:.1f}",
+        machine=machine.describe(bench))
     with open(f"{bench.work}/results/{name}.json", "w") as file:
         json.dump(result, file, indent=1)
         file.write("\n")

@@ -85,5 +85,10 @@ def run(bench):
               "values": figures.ratios(results, "p99_ms", f"outbox, {rate}/s",
                                        f"a client's produce, {rate}/s")}
              for rate in (100, 1000, half)]
+    found += [{"figure": f"p50 of {other} to that of outbox, {rate}/s",
+               "values": figures.ratios(results, "p50_ms", f"{other}, {rate}/s",
+                                        f"outbox, {rate}/s")}
+              for other in ("relay", "Debezium") for rate in (100, 1000, half)
+              if f"{other}, {rate}/s" in results]
     return {"results": results, "figures": found, "plots": ["p50_ms", "p99_ms"],
             "sizes": f"{seconds} s a run; half the maximum is {half}/s"}

@@ -31,18 +31,20 @@ def once(bench, server, n, shuffled):
     bench.kafka.kbench("results", answers, input="\n".join(ids[:few]) + "\n")
     process.wait_until("the first of them", lambda: confirmed(server) == base + few)
     pids = server.workers("consumer", "ours")
-    postgres.halt(pids)
+    bridges = postgres.bridges(pids)
+    postgres.halt(pids, bridges)
     bench.kafka.kbench("results", answers, input="\n".join(ids[few:]) + "\n")
     server.sql("CHECKPOINT")
     parts = {"worker": server.cpu_of("outbox consumer"),
-             "bridge": lambda: sum(process.cpu(child) for pid in pids
-                                   for child in process.children(pid) if child != pid)}
+             "bridge": lambda: sum(map(process.cpu, bridges))}
     wal = server.wal()
     with process.Meter(broker=bench.kafka.cpu, **parts) as meter:
-        postgres.go_on(pids)
+        postgres.go_on(bridges + pids)
         process.wait_until("all to be confirmed", lambda: confirmed(server) == base + n,
                            timeout=600, pause=0.01)
     wal = server.wal() - wal
+    if postgres.bridges(pids) != bridges:
+        raise RuntimeError("a bridge has ended meanwhile")
     n -= few
     used = meter.cpu["worker"] + meter.cpu["bridge"]
     server.sql(f"SELECT outbox.set_topic('{topic}')", "ours")

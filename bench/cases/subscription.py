@@ -65,14 +65,17 @@ def outbox(bench, server, n):
     bench.kafka.kbench("produce", topic, FEW)
     wait_for(server, "ours", FEW)
     pids = server.workers("consumer", "ours")
-    postgres.halt(pids)
+    bridges = postgres.bridges(pids)
+    postgres.halt(pids, bridges)
     # ids go on where those of the few ended
     bench.kafka.kbench("produce", topic, n, FEW)
     server.sql("CHECKPOINT")
     with process.Meter(all=drain.server_without(server), broker=bench.kafka.cpu) as meter:
-        postgres.go_on(pids)
+        postgres.go_on(bridges + pids)
         process.wait_until("all to be handled", lambda: handled(server) == n + FEW,
                            timeout=600, pause=0.02)
+    if postgres.bridges(pids) != bridges:
+        raise RuntimeError("a bridge has ended meanwhile")
     if received(server, "ours") != n + FEW:
         raise RuntimeError("handled isn't received")
     server.sql(f"SELECT outbox.unsubscribe('{topic}')", "ours")

@@ -52,7 +52,6 @@ def describe(bench):
         "cpu": f"{os.cpu_count()} x {cpu_model()}",
         "memory": memory(),
         "kernel": platform.release().split("-")[0],
-        "load": f"{os.getloadavg()[1]:.1f}",
         "versions": versions,
         "settings": postgres.SETTINGS,
     }

@@ -160,14 +160,19 @@ class Server:
             lambda: (pids := self.workers(kind, database)) and len(pids) == n and pids)
 
 
-def halt(pids):
-    """Lets nothing of them run.  They have to have nothing to do: what is
-    halted at work may hold a lock."""
+def halt(pids, others=()):
+    """Lets nothing of them run.  The former have to have nothing to do: what
+    is halted at work may hold a lock."""
     process.wait_until("processes to rest", lambda: all(map(rests, pids)), pause=0)
-    for pid in pids:
+    for pid in [*pids, *others]:
         os.kill(pid, signal.SIGSTOP)
     process.wait_until("processes to halt", lambda: all(
-        (process.stat(pid) or ["T"])[0] == "T" for pid in pids))
+        (process.stat(pid) or ["T"])[0] == "T" for pid in [*pids, *others]))
+
+
+def bridges(pids):
+    """Those of the workers"""
+    return [child for pid in pids for child in process.children(pid) if child != pid]
 
 
 def rests(pid):

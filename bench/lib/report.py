@@ -90,7 +90,7 @@ def case_table(results):
 def case_section(case, work):
     lines = [f"## {case['title']}", "", case["what"], "",
              f"{case['sizes']}; {case['runs']} runs; measured {case['when']},"
-             f" load before {case['machine']['load']}.", ""]
+             f" load before {case['load']}.", ""]
     lines += case_table(case["results"])
     if case["figures"]:
         lines += ["", "| ratio | median (min to max) |", "|---|---|"]
@@ -135,7 +135,7 @@ def write(work, order):
     if any(case["quick"] for case in cases):
         lines += ["**Quick sizes: to try the bench out, not to prove anything.**", ""]
     lines += ["## What is to be reached", ""] + wanted_table(cases) + [""]
-    lines += machine_section(cases[-1]["machine"])
+    lines += machine_section(max(cases, key=lambda case: case["when"])["machine"])
     for case in cases:
         lines += case_section(case, work)
     with open(f"{work}/RESULTS.md", "w") as file:
