@@ -1,10 +1,10 @@
 """Subscription.
 
 Records of 200 bytes wait in a topic; each is handled by an INSERT of two of its
-fields, and remembered by its id. Against a Python consumer that does the same
-with one transaction of 500 records, its offsets in Kafka. Both are warm and
-halted while the records are written. CPU is that of server, worker and bridge,
-or of server and consumer.
+fields, in SQL or in PL/pgSQL, and remembered by its id. Against a Python
+consumer that does the same with one transaction of 500 records, its offsets in
+Kafka. All are warm and halted while the records are written. CPU is that of
+server, worker and bridge, or of server and consumer.
 """
 import os
 import signal
@@ -18,11 +18,13 @@ import process
 TABLES = """CREATE TABLE received (id bigint NOT NULL, customer int NOT NULL);
 CREATE TABLE inbox (id uuid, topic text, PRIMARY KEY (id, topic))"""
 
-# json, not jsonb: both sides parse once
-HANDLER = """CREATE FUNCTION handle(record outbox.record) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO public.received VALUES
-        ((record.payload::json ->> 'id')::bigint, (record.payload::json ->> 'customer')::int)
-$$"""
+INSERT = """INSERT INTO public.received VALUES
+    ((record.payload::json ->> 'id')::bigint, (record.payload::json ->> 'customer')::int);"""
+
+HANDLERS = f"""CREATE FUNCTION handle_sql(record outbox.record) RETURNS void LANGUAGE sql
+    AS $$ {INSERT} $$;
+CREATE FUNCTION handle_plpgsql(record outbox.record) RETURNS void LANGUAGE plpgsql
+    AS $$ BEGIN {INSERT} END $$"""
 
 FEW = 1000
 
@@ -59,9 +61,9 @@ def handled(server):
                         " WHERE kind = 's'", "ours")
 
 
-def outbox(bench, server, n):
+def outbox(bench, server, language, n):
     topic = bench.kafka.new_topic("handled")
-    server.sql(f"SELECT outbox.subscribe('{topic}', 'handle(outbox.record)')", "ours")
+    server.sql(f"SELECT outbox.subscribe('{topic}', 'handle_{language}(outbox.record)')", "ours")
     bench.kafka.kbench("produce", topic, FEW)
     wait_for(server, "ours", FEW)
     pids = server.workers("consumer", "ours")
@@ -106,16 +108,19 @@ def python(bench, server, n):
 def run(bench):
     n = bench.size(200000, 20000)
     server = bench.server()
-    server.create_database("ours", "CREATE EXTENSION outbox", TABLES, HANDLER)
+    server.create_database("ours", "CREATE EXTENSION outbox", TABLES, HANDLERS)
     server.create_database("theirs", TABLES)
     results = figures.interleave(bench.say, bench.runs, {
-        "outbox": lambda: outbox(bench, server, n),
+        "outbox, SQL": lambda: outbox(bench, server, "sql", n),
+        "outbox, PL/pgSQL": lambda: outbox(bench, server, "plpgsql", n),
         "a Python consumer": lambda: python(bench, server, n),
     })
     return {"results": results, "plots": ["rate", "cpu_us"],
-            "figures": [{"figure": "records/s to the Python consumer's", "key": "subscription",
-                         "values": figures.ratios(results, "rate", "outbox", "a Python consumer")},
-                        {"figure": "CPU to the Python consumer's",
-                         "values": figures.ratios(results, "cpu_us", "outbox",
-                                                  "a Python consumer")}],
+            "figures": [{"figure": f"{text} to the Python consumer's: {way}", "key": key,
+                         "values": figures.ratios(results, metric, way, "a Python consumer")}
+                        for way, metric, text, key in (
+                            ("outbox, SQL", "rate", "records/s", "subscription"),
+                            ("outbox, SQL", "cpu_us", "CPU", None),
+                            ("outbox, PL/pgSQL", "rate", "records/s", None),
+                            ("outbox, PL/pgSQL", "cpu_us", "CPU", None))],
             "sizes": f"{n:,} records"}
