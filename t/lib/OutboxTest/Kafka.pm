@@ -47,6 +47,7 @@ use MIME::Base64 qw(encode_base64);
 use OutboxTest::Guard
   qw(tool spawn_guarded reap process_state);
 use PostgreSQL::Test::Utils ();
+use Time::HiRes qw(sleep);
 
 # Ports below the range of outgoing connections: in it another process's
 # connection was found to answer.
@@ -353,7 +354,29 @@ sub pause
 	my ($self) = @_;
 
 	kill('STOP', $self->{pid});
+
+	my $deadline = time() + 30;
+
+	# A thread goes on until it is its turn to notice.
+	while (grep { $_ ne 'T' } _thread_states($self->{pid}))
+	{
+		croak "Kafka did not stop" if time() > $deadline;
+		sleep(0.001);
+	}
 	return;
+}
+
+sub _thread_states
+{
+	my ($pid) = @_;
+	my @states;
+
+	foreach my $file (glob("/proc/$pid/task/*/stat"))
+	{
+		open(my $stat, '<', $file) or next;
+		push @states, $1 if (<$stat> // '') =~ /\) (\w) /;
+	}
+	return @states;
 }
 
 sub resume
