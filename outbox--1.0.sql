@@ -20,19 +20,21 @@ CREATE SCHEMA outbox;
 CREATE TYPE outbox.message_status AS ENUM
 	('NEW', 'SENT', 'CONFIRMED', 'FAILED', 'DEAD');
 
+-- What a change of status changes stands together, before the payload: WAL has
+-- what lies between the first and the last byte of a row that differ.
 CREATE TABLE outbox.log (
 	id uuid NOT NULL,
-	updated_at timestamptz NOT NULL,
-	attempts int NOT NULL,
 	segment smallint NOT NULL,
 	lane smallint NOT NULL,
+	attempts int NOT NULL,
+	updated_at timestamptz NOT NULL,
 	status "char" NOT NULL,
+	result text,
+	error text,
 	topic text NOT NULL,
 	key text,
 	payload bytea,
-	headers jsonb,
-	result text,
-	error text
+	headers jsonb
 ) PARTITION BY LIST (segment);
 
 COMMENT ON TABLE outbox.log IS

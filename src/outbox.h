@@ -54,18 +54,18 @@ typedef enum MessageStatus
 enum
 {
 	Anum_log_id = 1,
-	Anum_log_updated_at,
-	Anum_log_attempts,
 	Anum_log_segment,
 	Anum_log_lane,
+	Anum_log_attempts,
+	Anum_log_updated_at,
 	Anum_log_status,
+	Anum_log_result,
+	Anum_log_error,
 	Anum_log_topic,
 	Anum_log_key,
 	Anum_log_payload,
 	Anum_log_headers,
-	Anum_log_result,
-	Anum_log_error,
-	Natts_log = Anum_log_error
+	Natts_log = Anum_log_headers
 };
 
 /* Columns of outbox.lane */
