@@ -179,6 +179,41 @@ enter_key(uint64 hash, bool later)
 	key->later = later || (found && key->later);
 }
 
+/*
+ * All publishers have read the table, and only one deals with the message.  Has
+ * that settled it, and it is NEW again, it is none any more.
+ */
+static bool
+is_still_one(Suspect *suspect)
+{
+	static const Oid types[] = {UUIDOID};
+	Datum		values[1] = {UUIDPGetDatum(&suspect->id)};
+	Datum		tries;
+	bool		isnull;
+
+	if (!suspect->own)
+	{
+		if (!store_fetch_one("SELECT tries FROM outbox.suspect WHERE id = $1",
+							 1, types, values, NULL, &isnull, &tries))
+			return false;
+		suspect->tries = DatumGetInt32(tries);
+		suspect->own = true;
+	}
+	return true;
+}
+
+/* The suspect with this id, or NULL */
+static Suspect *
+find_suspect(const pg_uuid_t *id)
+{
+	Suspect    *suspect = hash_search(suspects, id, HASH_FIND, NULL);
+
+	if (suspect == NULL || is_still_one(suspect))
+		return suspect;
+	hash_search(suspects, id, HASH_REMOVE, NULL);
+	return NULL;
+}
+
 /* May a caught one go, or what does it wait for? */
 static bool
 is_due(const Suspect *suspect, TimestampTz now)
@@ -205,7 +240,7 @@ poison_turn(const LogRow *row, Suspect **suspect)
 		return TURN_TOGETHER;
 	has_key = hash_key(row, &hash);
 	key = find_key(has_key, hash);
-	*suspect = hash_search(suspects, &row->id, HASH_FIND, NULL);
+	*suspect = find_suspect(&row->id);
 	if (*suspect == NULL)
 		return key == NULL ? TURN_TOGETHER : TURN_LATER;
 
@@ -237,6 +272,7 @@ poison_suspect(const pg_uuid_t *id)
 {
 	Suspect    *suspect = enter(id);
 
+	suspect->own = true;
 	suspect->settled = false;
 	suspect->dirty = suspect->dirty || !suspect->known;
 	return suspect;
@@ -332,7 +368,9 @@ save_caught(const Suspect *suspect)
 	values[0] = UUIDPGetDatum(&suspect->id);
 	values[1] = Int32GetDatum(suspect->tries);
 	values[2] = CStringGetTextDatum(suspect->error);
-	store_execute("UPDATE outbox.suspect SET tries = $2, error = $3 WHERE id = $1",
+	store_execute("INSERT INTO outbox.suspect (id, tries, error) VALUES ($1, $2, $3)"
+				  " ON CONFLICT ON CONSTRAINT suspect_pkey DO UPDATE"
+				  " SET tries = excluded.tries, error = excluded.error",
 				  3, types, values, NULL);
 }
 

@@ -25,6 +25,7 @@ typedef struct Suspect
 	bool		caught;			/* a bridge died that had nothing else */
 	bool		wants_proof;	/* that didn't count, since nothing else went out */
 	bool		known;			/* the table has it */
+	bool		own;			/* not only read there: it was met, or became one here */
 	bool		dirty;			/* the table must follow */
 	bool		settled;		/* it isn't NEW any more: to be deleted, there and here */
 	uint64		proof;			/* more acknowledgements than these prove a bridge */

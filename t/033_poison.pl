@@ -381,6 +381,15 @@ subtest 'several publishers' => sub {
 	is( query("SELECT count(*) FROM outbox.message WHERE id IN ($list)"
 			  . " AND error LIKE 'killed the bridge to Kafka 6 times: %'"), 3, 'all are DEAD');
 	is(counted(), 18, 'six times each');
+
+	# the first publisher has what is resent, whoever had it before
+	query("SELECT outbox.resend(id) FROM outbox.message WHERE id IN ($list)");
+	wait_until('all are DEAD again',
+		sub {
+			send_one($topics[1], 'trickle');
+			query("SELECT count(*) FROM outbox.message WHERE id IN ($list) AND status = 'DEAD'") == 3;
+		});
+	is(counted(), 36, 'resent: six times each again');
 	wait_for_value($node, 'postgres', q(SELECT count(*) FROM outbox.message WHERE status = 'NEW'), 0);
 	note(check_order(\@topics, 1, 1000, %poison) . ' duplicates');
 	set_conf($node, 'outbox.publishers' => 1, 'outbox.poison_attempts' => 3);
