@@ -102,9 +102,11 @@ sub push_time
 	my ($node) = @_;
 
 	$node->safe_psql('postgres',
-		"SELECT outbox.announce();
+		"BEGIN;
+		 SELECT outbox.announce();
 		 UPDATE outbox.delayed SET due_at = clock_timestamp() WHERE due_at > clock_timestamp();
-		 SELECT outbox.config_changed()");
+		 SELECT outbox.config_changed();
+		 COMMIT");
 	return;
 }
 
