@@ -112,10 +112,42 @@ answer_interrupts(Worker *worker)
 	}
 }
 
+/*
+ * What to wait for.  The set is made anew for each bridge: the number of its
+ * socket may be that of the last one's, which is in the old set no more.
+ */
+static WaitEventSet *
+wait_event_set(const Worker *worker)
+{
+	static WaitEventSet *set = NULL;
+	static TimestampTz bridge = 0;	/* start of the one in the set; 0: none */
+	static int	position = 0;
+	pgsocket	sock = worker->bridge ? bridge_socket(worker->bridge) : PGINVALID_SOCKET;
+	TimestampTz wanted = sock != PGINVALID_SOCKET ? worker->bridge_started_at : 0;
+
+	if (set != NULL && wanted != bridge)
+	{
+		FreeWaitEventSet(set);
+		set = NULL;
+	}
+	if (set == NULL)
+	{
+		set = outbox_create_wait_event_set(TopMemoryContext, 3);
+		AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		if (wanted != 0)
+			position = AddWaitEventToSet(set, WL_SOCKET_READABLE, sock, NULL, NULL);
+		bridge = wanted;
+	}
+	if (wanted != 0)
+		ModifyWaitEvent(set, position, WL_SOCKET_READABLE |
+						(bridge_wants_write(worker->bridge) ? WL_SOCKET_WRITEABLE : 0), NULL);
+	return set;
+}
+
 void
 worker_wait(Worker *worker, long timeout, bool busy)
 {
-	WaitEventSet *set;
 	WaitEvent	event;
 
 	if (worker->bridge != NULL)
@@ -130,23 +162,11 @@ worker_wait(Worker *worker, long timeout, bool busy)
 	if (ConfigReloadPending)
 		timeout = 0;			/* a wait for a lock may have taken its latch */
 
-	/*
-	 * A set is made for each sleep: the socket changes with the bridge, and
-	 * whether it is waited for to be writable with what there is to write.
-	 */
-	set = outbox_create_wait_event_set(TopMemoryContext, 3);
-	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
-	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-	if (worker->bridge != NULL && bridge_socket(worker->bridge) != PGINVALID_SOCKET)
-		AddWaitEventToSet(set, WL_SOCKET_READABLE |
-						  (bridge_wants_write(worker->bridge) ? WL_SOCKET_WRITEABLE : 0),
-						  bridge_socket(worker->bridge), NULL, NULL);
-	(void) WaitEventSetWait(set, Max(timeout, 0), &event, 1,
+	(void) WaitEventSetWait(wait_event_set(worker), Max(timeout, 0), &event, 1,
 							busy ? outbox_wait_event("OutboxBridge") :
 							worker->kind == WORKER_PUBLISHER ?
 							outbox_wait_event("OutboxPublisherMain") :
 							outbox_wait_event("OutboxConsumerMain"));
-	FreeWaitEventSet(set);
 	ResetLatch(MyLatch);
 
 	answer_interrupts(worker);
