@@ -23,10 +23,10 @@
 #include "store.h"
 
 /* Rows of the segment that one step looks at */
-#define MOVE_STEP		2000
+#define MOVE_STEP		1000
 
 /* Moved or deleted in one statement at most */
-#define MOVE_MAX		500
+#define MOVE_MAX		250
 
 /* Of a row l: is it done with, and was that before $2? */
 #define IS_DONE_WITH \

@@ -115,8 +115,15 @@ subtest 'what must be kept' => sub {
 	all_sent();
 	my $dead = id_of('orders');
 	sql("SELECT outbox.change_status('$dead', 'SENT', 'DEAD', 'a test')");
-	until_emptied(3002);
+	sql("SELECT outbox.send('orders', 'later'::text, deliver_at => clock_timestamp() + interval '1 day')");
+	my $later = id_of('orders');
+	until_emptied(3003);
 	my $asked = id_of('asked');
+	minutes(24 * 60);
+	wait_for_value($node, 'postgres', "SELECT attempts FROM outbox.message WHERE id = '$asked'", '2');
+	pass('recovery of what was moved');
+	wait_for_value($node, 'postgres', "SELECT status FROM outbox.message WHERE id = '$later'", 'SENT');
+	pass('a delayed message that was moved');
 	$mock->produce('results', { key => $asked, value => 'SUCCESS' });
 	wait_for_value($node, 'postgres', "SELECT status FROM outbox.message WHERE id = '$asked'",
 		'CONFIRMED');

@@ -15,6 +15,9 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+# A statement that waits for a lock for ever is a failure, too
+$ENV{PGOPTIONS} = '-c statement_timeout=20s';
+
 my $mock = OutboxTest::Mock->new;
 $mock->start;
 $mock->create_topic($_, 1) foreach ('orders', 'paused', 'asked', 'results');
