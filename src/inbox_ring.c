@@ -58,6 +58,12 @@ inbox_segment_name(int segment)
 	return psprintf("outbox.inbox_%d", segment);
 }
 
+static Oid
+segment_oid(int segment)
+{
+	return outbox_relation_oid(strchr(inbox_segment_name(segment), '.') + 1);
+}
+
 /* The time of a segment's first row; DT_NOEND if it is empty */
 static TimestampTz
 begun_at(int segment)
@@ -66,15 +72,15 @@ begun_at(int segment)
 									 inbox_segment_name(segment)));
 }
 
-/* Reads the times of the segments in the mask; returns those that hold anything */
+/* Reads the times of the segments; returns those that hold anything */
 static uint32
-read_times(uint32 mask, TimestampTz *times)
+read_times(TimestampTz *times)
 {
 	uint32		used = 0;
 
 	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
 	{
-		times[i] = mask & (1u << i) ? begun_at(i) : DT_NOEND;
+		times[i] = begun_at(i);
 		if (times[i] != DT_NOEND)
 			used |= 1u << i;
 	}
@@ -90,7 +96,7 @@ inbox_ring_used(DatabaseSlot *db)
 
 	if (used & INBOX_KNOWN)
 		return used & ALL_SEGMENTS;
-	used = read_times(ALL_SEGMENTS, times);
+	used = read_times(times);
 	for (int i = 1; i < OUTBOX_SEGMENTS; i++)
 	{
 		if (times[i] != DT_NOEND && (times[last] == DT_NOEND || times[i] > times[last]))
@@ -120,8 +126,7 @@ inbox_ring_open(DatabaseSlot *db)
 	{
 		int			segment = (int) pg_atomic_read_u32(&db->inbox_segment);
 
-		LockRelationOid(outbox_relation_oid(strchr(inbox_segment_name(segment), '.') + 1),
-						RowExclusiveLock);
+		LockRelationOid(segment_oid(segment), RowExclusiveLock);
 		if ((int) pg_atomic_read_u32(&db->inbox_segment) != segment)
 			continue;
 		pg_atomic_fetch_or_u32(&db->inbox_used, 1u << segment);
@@ -225,7 +230,7 @@ static TimestampTz
 look(DatabaseSlot *db, TimestampTz now)
 {
 	TimestampTz times[OUTBOX_SEGMENTS];
-	uint32		used = read_times(ALL_SEGMENTS, times);
+	uint32		used = read_times(times);
 	TimestampTz next;
 	TimestampTz due;
 	int			oldest;
@@ -246,11 +251,25 @@ look(DatabaseSlot *db, TimestampTz now)
 	return Min(next, TimestampTzPlusMilliseconds(now, LOOK_MAX));
 }
 
+/* A publisher mustn't wait for who has locked a segment of the inbox */
+static bool
+lock_for_reading(void)
+{
+	for (int i = 0; i < OUTBOX_SEGMENTS; i++)
+	{
+		if (!retention_lock(inbox_segment_name(i), AccessShareLock))
+			return false;
+	}
+	return true;
+}
+
 TimestampTz
 inbox_ring_step(TimestampTz now)
 {
 	DatabaseSlot *db = outbox_my_database();
 
+	if (!lock_for_reading())
+		return TimestampTzPlusMilliseconds(now, LOOK_MIN);
 	(void) inbox_ring_used(db);
 	if (emptied < 0)
 		return look(db, now);

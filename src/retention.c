@@ -135,7 +135,8 @@ seal_segments(DatabaseSlot *db)
 			all = seal(db, i) && all;
 	}
 	if (used & segment_bit(OUTBOX_SEGMENT_KEPT) &&
-		ring_end(db, OUTBOX_SEGMENT_KEPT) == PG_UINT64_MAX)
+		ring_end(db, OUTBOX_SEGMENT_KEPT) == PG_UINT64_MAX &&
+		retention_lock(store_segment_name(OUTBOX_SEGMENT_KEPT), AccessShareLock))
 		ring_seal(db, OUTBOX_SEGMENT_KEPT, largest_clock(OUTBOX_SEGMENT_KEPT));
 	return all;
 }
@@ -154,6 +155,8 @@ choose_segment(DatabaseSlot *db)
 		TimestampTz time;
 
 		if (i == current || !(used & segment_bit(i)))
+			continue;
+		if (end == PG_UINT64_MAX && !retention_lock(store_segment_name(i), AccessShareLock))
 			continue;
 		if (end == PG_UINT64_MAX)
 			end = largest_clock(i);
@@ -204,7 +207,12 @@ probe(DatabaseSlot *db, TimestampTz now)
 static TimestampTz
 move(DatabaseSlot *db, TimestampTz now)
 {
-	MessageClock end = largest_clock(segment);
+	MessageClock end;
+
+	if (!retention_lock(store_segment_name(segment), RowExclusiveLock) ||
+		!retention_lock(store_segment_name(OUTBOX_SEGMENT_KEPT), RowExclusiveLock))
+		return retry(now, false);
+	end = largest_clock(segment);
 
 	/* before the rows are there: as for any segment */
 	if (ring_end(db, OUTBOX_SEGMENT_KEPT) < end)

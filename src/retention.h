@@ -10,6 +10,8 @@
 #ifndef OUTBOX_RETENTION_H
 #define OUTBOX_RETENTION_H
 
+#include "storage/lockdefs.h"
+
 #include "message_id.h"
 #include "outbox.h"
 
@@ -51,7 +53,13 @@ extern char *retention_lock_holder(const char *table, bool of_writers);
 /* Who has the oldest snapshot, palloc'd */
 extern char *retention_snapshot_holder(void);
 
-/* ---- retention_empty.c: TRUNCATE without waiting ---- */
+/* ---- retention_empty.c: locks without waiting ---- */
+
+/*
+ * Locks a table to read it, or to change rows, without waiting: false if
+ * somebody has it for himself.  Until the transaction's end.
+ */
+extern bool retention_lock(const char *table, LOCKMODE lock);
 
 /*
  * Locks a table so that only readers may be at it, without waiting: false if
@@ -65,7 +73,10 @@ extern bool retention_exclude_writers(const char *table);
  */
 extern bool retention_exclude_all(const char *table);
 
-/* Does every snapshot show what was committed before that transaction began? */
+/*
+ * Does every snapshot show what was committed before that transaction began?
+ * False, too, if somebody has the table for himself.
+ */
 extern bool retention_seen_by_all(const char *table, TransactionId before);
 
 #endif							/* OUTBOX_RETENTION_H */

@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * retention_empty.c
- *	  TRUNCATE without waiting.
+ *	  Locks without waiting, up to what TRUNCATE needs: the publisher, which
+ *	  has messages to carry, must be in nobody's queue.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,9 +27,15 @@ table_oid(const char *table)
 }
 
 bool
+retention_lock(const char *table, LOCKMODE lock)
+{
+	return ConditionalLockRelationOid(table_oid(table), lock);
+}
+
+bool
 retention_exclude_writers(const char *table)
 {
-	return ConditionalLockRelationOid(table_oid(table), ShareLock);
+	return retention_lock(table, ShareLock);
 }
 
 /*
@@ -61,11 +68,14 @@ retention_exclude_all(const char *table)
 bool
 retention_seen_by_all(const char *table, TransactionId before)
 {
-	Relation	relation = table_open(table_oid(table), AccessShareLock);
+	Relation	relation;
 	TransactionId horizon;
 
+	if (!retention_lock(table, AccessShareLock))
+		return false;
+	relation = table_open(table_oid(table), NoLock);
 	InvalidateCatalogSnapshot();
 	horizon = GetOldestNonRemovableTransactionId(relation);
-	table_close(relation, AccessShareLock);
+	table_close(relation, NoLock);
 	return TransactionIdFollowsOrEquals(horizon, before);
 }

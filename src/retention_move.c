@@ -197,9 +197,12 @@ retention_kept_step(TimestampTz now)
 	int64		pause = ring_span(outbox_retention) / 4;
 	TimestampTz cutoff = now - outbox_retention * USECS_PER_SEC;
 	char	   *name = store_segment_name(OUTBOX_SEGMENT_KEPT);
-	Window	   *window = read_window(name, IS_DONE_WITH, &swept, cutoff);
+	Window	   *window;
 	Datum		values[1];
 
+	if (!retention_lock(name, RowExclusiveLock))
+		return now + SWEEP_MIN * USECS_PER_SEC;
+	window = read_window(name, IS_DONE_WITH, &swept, cutoff);
 	if (window->nchosen > 0)
 		delete_rows(name, window, cutoff);
 	if (window->n > 0)
@@ -210,8 +213,9 @@ retention_kept_step(TimestampTz now)
 
 	/* as old: what the brokers answered */
 	values[0] = TimestampTzGetDatum(cutoff);
-	store_execute("DELETE FROM outbox.topic_request WHERE finished_at < $1", 1,
-				  (Oid[]) {TIMESTAMPTZOID}, values, NULL);
+	store_execute("DELETE FROM outbox.topic_request WHERE request = ANY (ARRAY("
+				  " SELECT request FROM outbox.topic_request WHERE finished_at < $1"
+				  " FOR UPDATE SKIP LOCKED))", 1, (Oid[]) {TIMESTAMPTZOID}, values, NULL);
 	memset(&swept, 0, sizeof(swept));
 	return now + Min(Max(pause, SWEEP_MIN * USECS_PER_SEC), SWEEP_MAX * USECS_PER_SEC);
 }

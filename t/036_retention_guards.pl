@@ -60,6 +60,17 @@ sub wait_status
 	  && defined $name && pass($name);
 }
 
+# The view needs every segment
+sub wait_status_quietly
+{
+	my ($id, $name) = @_;
+	my $segment = hex(substr($id, 19, 4)) >> 6 & 0xFF;
+
+	return wait_for_value($node, 'postgres',
+		"SELECT status FROM outbox.log_$segment WHERE id = '$id'", 'S')
+	  && pass($name);
+}
+
 sub minutes
 {
 	my ($n) = @_;
@@ -266,6 +277,26 @@ subtest 'a pg_dump that is older than the move' => sub {
 	$node->command_ok([ 'pg_restore', '-d', $node->connstr('restored'), $dump ], 'it is restored');
 	is($node->safe_psql('restored', "SELECT status FROM outbox.message WHERE id = '$id'"), 'NEW',
 		'the message is in the dump');
+};
+
+# Recovery has to read what is old, so nothing may wait for a result
+subtest 'somebody has a table for himself' => sub {
+	begin();
+	sql("DELETE FROM outbox.topic_config; SELECT outbox.config_changed()");
+	my $segment = sql("SELECT segment FROM outbox.log WHERE id = '"
+		  . send_to('paused', 'locked out') . "'");
+	minutes(1);
+	wait_status(send_to('orders', 'in the next segment'), 'SENT');
+	foreach my $table ("log_$segment", 'log_kept', 'inbox_0')
+	{
+		my $session = $node->background_psql('postgres');
+		$session->query_safe("BEGIN; LOCK TABLE outbox.$table");
+		minutes(16);
+		wait_status_quietly(send_to('orders', $table), "publishing goes on without $table");
+		$session->query_safe('COMMIT');
+		$session->quit;
+	}
+	emptied('then the segment is emptied');
 };
 
 subtest 'emptying fails' => sub {
