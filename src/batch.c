@@ -17,8 +17,8 @@
 #include "compat.h"
 #include "recovery.h"
 
-/* The bridge is seen to after so many messages, if it has a batch meanwhile */
-#define PUMP_MESSAGES	256
+/* The bridge is seen to after so many rows, if it has a batch meanwhile */
+#define PUMP_ROWS		256
 
 void
 batch_init(Batch *batch)
@@ -118,6 +118,20 @@ row_mark(const LogRow *row)
 	return held;
 }
 
+/*
+ * Has the pass entered as many as it should into the queues of keys?  Not where
+ * it has to begin at the same place again, and would come no further.
+ */
+static bool
+queue_is_full(bool put_off)
+{
+	if (!key_queue_is_full())
+		return false;
+	if (put_off)
+		key_queue_save();
+	return !put_off;
+}
+
 /* ---------------------------------------------------------------------
  * The sources
  *
@@ -189,16 +203,18 @@ read_held(Batch *batch, const Sweep *sweep, const char *topic, int sharers, Snap
 	int			rows = 0;
 	int			added = 0;
 	bool		met = true;
+	bool		put_off = false;
 
 	while (log_scan_next(scan, &row) && row.clock < sweep_highest(sweep))
 	{
 		Held	   *held;
 
-		if (added == most || (rows++ >= most_rows && !batch->put_off) ||
-			batch_is_full(batch) || key_queue_is_full() ||
-			(added > 0 && batch->bytes >= until))
+		/* where a suspect keeps the mark back, the next pass comes no further */
+		if (added == most || (rows++ >= most_rows && !put_off) || batch_is_full(batch) ||
+			queue_is_full(put_off) || (added > 0 && batch->bytes >= until))
 		{
 			met = false;
+			batch->unfinished = true;
 			break;
 		}
 		upto = row.clock + 1;
@@ -212,7 +228,10 @@ read_held(Batch *batch, const Sweep *sweep, const char *topic, int sharers, Snap
 			if (batch_take(batch, &row, SOURCE_HELD))
 				added++;
 			else
+			{
 				held_put_off(held, row.clock);
+				put_off = true;
+			}
 		}
 	}
 	log_scan_end(scan);
@@ -267,13 +286,14 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 {
 	LogScan    *scan = log_scan_begin(sweep_lowest(sweep), snapshot);
 	LogRow		row;
+	int			rows = 0;
 
 	batch->upto = sweep->clock;
 	while (log_scan_next(scan, &row))
 	{
 		Held	   *held;
 
-		if (batch->bridge != NULL && batch->n % PUMP_MESSAGES == 0)
+		if (batch->bridge != NULL && rows++ % PUMP_ROWS == 0)
 			bridge_pump(batch->bridge);
 
 		batch->looked_at = true;
@@ -285,7 +305,7 @@ read_sweep(Batch *batch, const Sweep *sweep, Snapshot snapshot)
 		if (row.status != STATUS_NEW || !sweep_wants(sweep, row.lane, row.clock) ||
 			is_in_flight(batch->in_flight, &row))
 			continue;
-		if (batch_is_full(batch) || key_queue_is_full())
+		if (batch_is_full(batch) || queue_is_full(batch->put_off_from != PG_UINT64_MAX))
 		{
 			batch->upto = row.clock;
 			break;
@@ -308,6 +328,7 @@ begin_reading(Batch *batch, const Batch *in_flight, Bridge *bridge)
 	batch->bytes = 0;
 	batch->chains = NULL;
 	batch->looked_at = false;
+	batch->unfinished = false;
 	batch->put_off = false;
 	batch->put_off_from = PG_UINT64_MAX;
 	batch->in_flight = in_flight;

@@ -72,6 +72,7 @@ struct Batch
 	HTAB	   *chains;			/* see chain.c; NULL: none */
 	bool		looked_at;		/* the publish sweep met a row, its own or not */
 	MessageClock upto;			/* where the publish sweep came to */
+	bool		unfinished;		/* a held topic's sweep stopped at its share */
 	bool		put_off;		/* some have to wait for a suspect */
 	MessageClock put_off_from;	/* the first of them in the publish sweep */
 	XLogRecPtr	flush;			/* what must be durable before they leave */

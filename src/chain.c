@@ -190,7 +190,10 @@ forget_queued(const Batch *batch)
 			hold->left = true;
 			continue;
 		}
-		if (!hold->left)
+
+		/* what came in late may lie before it, and is to be read yet */
+		if (!hold->left &&
+			!(hold->passed_by && memcmp(&hold->entered, &message->id, UUID_LEN) < 0))
 			hold->mark = message->id;
 		holds[n] = hold;
 		ids[n++] = message->id;

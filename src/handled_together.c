@@ -166,7 +166,9 @@ handled_together(Handled *handled, int n)
 			handled[i].subscription->last_one_by_one = 0;
 		return together.current;
 	}
-	note_failure(handled[together.current].subscription);
+
+	/* or the end of the subtransaction, after the last of them, failed */
+	note_failure(handled[Min(together.current, n - 1)].subscription);
 	memcpy(handled, saved, n * sizeof(Handled));
 	return 0;
 }

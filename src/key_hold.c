@@ -375,9 +375,15 @@ void
 key_hold_end(KeyHold *hold)
 {
 	static const Oid types[] = {INT8OID};
+	static const pg_uuid_t none = {0};
 	Datum		values[1] = {Int64GetDatum(hold->number)};
 	KeyName		name = hold->name;
 
+	if (memcmp(&hold->mark, &none, UUID_LEN) != 0)
+	{
+		hold->mark = none;
+		return;
+	}
 	store_execute("WITH ended AS (DELETE FROM outbox.key_hold WHERE hold = $1 RETURNING id)"
 				  " DELETE FROM outbox.key_released AS r USING ended AS e WHERE r.id = e.id",
 				  1, types, values, NULL);
@@ -407,6 +413,8 @@ key_queue_add(KeyHold *hold, const pg_uuid_t *id)
 	Assert(nnew < QUEUE_ROOM);
 	new_numbers[nnew] = Int64GetDatum(hold->number);
 	new_ids[nnew++] = *id;
+	if (!hold->passed_by || memcmp(id, &hold->entered, UUID_LEN) < 0)
+		hold->entered = *id;
 	hold->passed_by = true;
 	if (memcmp(id, &hold->mark, UUID_LEN) <= 0)
 		memset(&hold->mark, 0, UUID_LEN);

@@ -59,7 +59,8 @@ typedef struct KeyHold
 	bool		goes_on;
 	pg_uuid_t	mark;			/* all of the queue up to it was dealt with */
 	bool		served;			/* it had its turn */
-	bool		passed_by;		/* this pass has entered a message */
+	bool		passed_by;		/* this pass has entered a message, */
+	pg_uuid_t	entered;		/* this one, and none lower */
 	bool		left;			/* one of this pass's messages stays in the queue */
 } KeyHold;
 
@@ -106,7 +107,10 @@ extern bool key_holds_working(void);
  */
 extern KeyHold *key_hold_make(const KeyName *name, int lane, const pg_uuid_t *dead);
 
-/* Ends the hold of a key whose queue is empty */
+/*
+ * Ends the hold of a key whose queue has nothing behind the mark; if there is
+ * one, it is looked at as a whole first, in the next pass.
+ */
 extern void key_hold_end(KeyHold *hold);
 
 /*

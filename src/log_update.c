@@ -119,6 +119,7 @@ log_update_status(int segment, const pg_uuid_t *ids, const ItemPointerData *plac
 	StatusUpdate update = {.change = change, .now = now};
 	int			changed = 0;
 
+	Assert(change->to != STATUS_NEW);
 	log_segment_open(segment, RowExclusiveLock, &update.open);
 	if (update.open.other_indexes || has_update_triggers(update.open.table))
 	{

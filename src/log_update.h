@@ -12,7 +12,7 @@
 #include "store.h"
 
 /*
- * Makes a change in one segment of the log, where places says
+ * Makes a change, not to NEW, in one segment of the log, where places says
  * for each of the ascending ids where its row was; an invalid one says nothing.
  * Sets hit for those that it changed, and returns how many these are.  A row
  * that isn't there any more is left to a statement that looks for it, as all

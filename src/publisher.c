@@ -35,8 +35,8 @@
  * --------------------------------------------------------------------- */
 
 /* What prepared transactions have committed may be due, and may lie anywhere */
-static void
-read_prepared(Publisher *publisher)
+void
+publisher_read_prepared(Publisher *publisher)
 {
 	if (!sweep_read_prepared(&publisher->sweep) || !publisher_is_first(publisher))
 		return;
@@ -110,7 +110,7 @@ read_batch(Publisher *publisher)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	sweep_see(&publisher->sweep, GetActiveSnapshot());
 	if (max_prepared_xacts > 0 || changed || !loaded)
-		read_prepared(publisher);
+		publisher_read_prepared(publisher);
 	batch_read(publisher->batch, &publisher->sweep);
 	PopActiveSnapshot();
 	worker_commit(worker);
@@ -154,6 +154,10 @@ move_on(Publisher *publisher)
 		{
 			held_pass_by(held, message->clock);
 			held->met = false;
+
+			/* what wasn't sent has proved nothing */
+			if (held->state == HELD_PROBING)
+				held->found = 0;
 		}
 		publisher->more = publisher->more || publisher->worker->bridge != NULL;
 	}
@@ -161,7 +165,7 @@ move_on(Publisher *publisher)
 	held_end_pass();
 
 	/* something goes on unless all that is left waits for a suspect's time */
-	if (batch->upto < publisher->sweep.clock ||
+	if (batch->upto < publisher->sweep.clock || batch->unfinished ||
 		((held_working() > 0 || key_holds_working()) && (batch->n > 0 || !batch->put_off)))
 		publisher->more = true;
 }

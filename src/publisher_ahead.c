@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "access/twophase.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -75,6 +76,8 @@ publisher_look_ahead(void *arg)
 	sweep_begin_pass(sweep);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	sweep_see(sweep, GetActiveSnapshot());
+	if (max_prepared_xacts > 0)
+		publisher_read_prepared(publisher);
 	batch_read_ahead(ahead, sweep, publisher->batch, worker->bridge);
 	PopActiveSnapshot();
 	worker_commit(worker);

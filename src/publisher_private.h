@@ -42,6 +42,14 @@ publisher_is_first(const Publisher *publisher)
 	return publisher->worker->number == 0;
 }
 
+/* ---- publisher.c ---- */
+
+/*
+ * Goes back for prepared transactions that have committed in the active
+ * snapshot; between sweep_see and the reading of a batch
+ */
+extern void publisher_read_prepared(Publisher *publisher);
+
 /* ---- publisher_write.c ---- */
 
 /* Writes what became of a batch; in a transaction, before publisher_write_rest */

@@ -20,7 +20,10 @@
 #include "subscribed.h"
 #include "subscription.h"
 
-/* A batch takes no further record once it has so many, or so many bytes */
+/*
+ * A batch takes no further record once it has so many, or so many bytes.  Those
+ * of handlers become larger while each is one transaction.
+ */
 #define BATCH_RECORDS	1000
 #define BATCH_BYTES		(1024 * 1024)
 
@@ -40,6 +43,7 @@ typedef struct Batch
 } Batch;
 
 static Batch batch;
+static int	handled_limit = HANDLER_CALLS_MAX;
 
 static const char *role_of(const Partition *partition);
 static void take_result(Received *received, const BridgeEvent *event);
@@ -84,6 +88,31 @@ role_of(const Partition *partition)
 	return subscription ? subscription->handler.role_name : NULL;
 }
 
+static int
+batch_limit(ReadKind kind, const char *role)
+{
+	if (role == NULL)
+		return BATCH_RECORDS;
+	if (role[0] == '\0')
+		return 1;
+	return kind == READ_RESULTS ? HANDLER_CALLS_MAX : handled_limit;
+}
+
+/*
+ * Between two batches the worker sees to everything else, so one of slow
+ * handlers, or of some that fail, must not be long.
+ */
+static void
+adapt_limit(int n, bool one_transaction)
+{
+	if (batch.role == NULL || batch.kind == READ_RESULTS)
+		return;
+	if (!one_transaction)
+		handled_limit = HANDLER_CALLS_MAX;
+	else if (n >= handled_limit)
+		handled_limit = Min(handled_limit * 2, BATCH_RECORDS);
+}
+
 bool
 received_make_room(Worker *worker, const BridgeEvent *event)
 {
@@ -110,7 +139,7 @@ received_make_room(Worker *worker, const BridgeEvent *event)
 			strlcpy(batch.role_name, role, sizeof(batch.role_name));
 			batch.role = batch.role_name;
 		}
-		batch.limit = role == NULL ? BATCH_RECORDS : role[0] ? BATCH_RECORDS : 1;
+		batch.limit = batch_limit(batch.kind, role);
 	}
 	return true;
 }
@@ -206,6 +235,7 @@ received_apply(Worker *worker)
 {
 	int			n = batch.n;
 	int			done = 0;
+	int			transactions = 0;
 
 	if (n == 0 && !anything_to_save())
 		return;
@@ -224,9 +254,12 @@ received_apply(Worker *worker)
 			for (int i = 0; i < n - done; i++)
 				(void) apply_some(worker, &rest[i], 1, true);
 			applied = n - done;
+			transactions++;
 		}
 		done += applied;
+		transactions++;
 	} while (done < n);
+	adapt_limit(n, transactions == 1);
 	batch.bytes = 0;
 	MemoryContextReset(batch.context);
 }

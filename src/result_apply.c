@@ -212,13 +212,12 @@ choose_effective(ResultGroup *groups, int ngroups, const MessageState *states)
 	return any_confirmed && any_failed;
 }
 
-/* Locks the messages about to be changed, segment by segment, then in the kept one */
+/* Locks the messages about to be changed, in the order in which store.c changes them */
 static void
 lock_messages(const ResultGroup *groups, int ngroups)
 {
 	pg_uuid_t  *ids = palloc(ngroups * sizeof(pg_uuid_t));
 	int			n = 0;
-	int			locked = 0;
 	int			end;
 
 	for (int i = 0; i < ngroups; i++)
@@ -232,10 +231,9 @@ lock_messages(const ResultGroup *groups, int ngroups)
 
 		for (end = start + 1; end < n && message_id_segment(&ids[end]) == segment;)
 			end++;
-		locked += lock_in_segment(segment, ids + start, end - start);
+		if (lock_in_segment(segment, ids + start, end - start) < end - start)
+			(void) lock_in_segment(OUTBOX_SEGMENT_KEPT, ids + start, end - start);
 	}
-	if (locked < n)
-		(void) lock_in_segment(OUTBOX_SEGMENT_KEPT, ids, n);
 }
 
 static int

@@ -68,9 +68,11 @@ extern void ring_unseal_all(DatabaseSlot *slot);
 extern void ring_release(DatabaseSlot *slot, int segment);
 
 /*
- * Something has been, or is about to be, put into that segment, or changed there
- * from what retention would drop to what it must keep.  The caller has the
- * segment's lock, or takes it now, and keeps it until its transaction's end.
+ * Something has been put into that segment, or changed there from what
+ * retention would drop to what it must keep.  The caller has the segment's
+ * lock already, and keeps it until its transaction's end: who has excluded
+ * writers and reads the number then has seen what it counts, or will see the
+ * number change.
  */
 extern void ring_reopen(DatabaseSlot *slot, int segment);
 

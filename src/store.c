@@ -244,8 +244,6 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 	char	   *sql;
 	int			changed;
 
-	if (change->to == STATUS_NEW)
-		ring_reopen(outbox_my_database(), segment);
 	values[0] = store_id_array(ids, n);
 	values[1] = CharGetDatum(change->to);
 	values[2] = status_array(change->from);
@@ -266,6 +264,8 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 					   " WHERE l.id = ANY ($1) AND l.status = ANY ($3) RETURNING l.id",
 					   name, lane);
 	changed = store_execute(sql, texts ? 7 : 5, types, values, NULL);
+	if (change->to == STATUS_NEW)
+		ring_reopen(outbox_my_database(), segment);
 
 	for (int i = 0; i < changed; i++)
 	{

@@ -205,6 +205,23 @@ subtest 'a late commit' => sub {
 	is(numbers('late')->{bad}, '1 3', 'takes its place');
 };
 
+# The pass that publishes the queue is the one that enters the late message.
+subtest 'a late commit when the key goes on' => sub {
+	my $early = $node->background_psql('postgres');
+
+	new_topic('both');
+	put('both', 'bad', 1, 1, 1);
+	held_keys_are('both', 'bad held 0');
+	$early->query_safe("BEGIN; SELECT put('both', 'bad', 2)");
+	put('both', 'bad', 3, 9);
+	held_keys_are('both', 'bad held 7');
+	$early->query_safe("SELECT outbox.release_key('both', 'bad'); COMMIT");
+	$early->quit;
+	left_is('both', 0);
+	is_deeply([ sort { $a <=> $b } split / /, numbers('both')->{bad} ], [ 2 .. 9 ], 'nothing is lost');
+	held_keys_are('both', '');
+};
+
 subtest 'the topic is paused' => sub {
 	new_topic('paused');
 	put('paused', 'bad', 1, 10, 3);
