@@ -2,6 +2,7 @@
 import logging
 import os
 import signal
+import time
 
 import confluent_kafka
 
@@ -105,10 +106,19 @@ class Kafka:
         if self.client is None:
             self.client = confluent_kafka.Consumer(
                 {"bootstrap.servers": self.bootstrap, "group.id": "bench"}, logger=QUIET)
-        return sum(
-            self.client.get_watermark_offsets(
-                confluent_kafka.TopicPartition(topic, partition), timeout=30)[1]
-            for partition in range(PARTITIONS))
+        return sum(self._end(topic, partition) for partition in range(PARTITIONS))
+
+    def _end(self, topic, partition):
+        # a topic made anew has other leaders than the client remembers
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                return self.client.get_watermark_offsets(
+                    confluent_kafka.TopicPartition(topic, partition), timeout=30)[1]
+            except confluent_kafka.KafkaException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     # ---------- kbench ----------
 
