@@ -308,12 +308,6 @@ bridge_has_input(const Bridge *bridge)
 							 bridge->in.end - bridge->in.start != bridge->drained);
 }
 
-size_t
-bridge_backlog(const Bridge *bridge)
-{
-	return bridge->out.end - bridge->out.sent;
-}
-
 /*---- what the worker says ----*/
 
 void

@@ -159,9 +159,6 @@ extern void bridge_flush(Bridge *bridge);
 /* Gives up on all records without an outcome; their outcomes follow */
 extern void bridge_purge(Bridge *bridge);
 
-/* Bytes queued for the socket and not yet taken by it */
-extern size_t bridge_backlog(const Bridge *bridge);
-
 /* Asks for a BRIDGE_TOPIC event with fresh metadata (either role) */
 extern void bridge_ask_topic(Bridge *bridge, const char *topic);
 
