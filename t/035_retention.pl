@@ -39,19 +39,18 @@ sub send_some
 }
 
 # In which segments the messages are, and how many
+my $segments = q(SELECT string_agg(segment || ':' || n, ' ' ORDER BY segment)
+	FROM (SELECT segment, count(*) AS n FROM outbox.log GROUP BY segment) AS s);
+
 sub segments
 {
-	return sql(q(SELECT string_agg(segment || ':' || n, ' ' ORDER BY segment)
-		FROM (SELECT segment, count(*) AS n FROM outbox.log GROUP BY segment) AS s));
+	return sql($segments);
 }
 
 sub wait_segments
 {
 	my ($expected, $name) = @_;
-	return wait_for_value($node, 'postgres', q(SELECT string_agg(segment || ':' || n, ' '
-			ORDER BY segment)
-		FROM (SELECT segment, count(*) AS n FROM outbox.log GROUP BY segment) AS s), $expected)
-	  && pass($name);
+	return wait_for_value($node, 'postgres', $segments, $expected) && pass($name);
 }
 
 sub all_sent
