@@ -21,20 +21,23 @@ CREATE TYPE outbox.message_status AS ENUM
 	('NEW', 'SENT', 'CONFIRMED', 'FAILED', 'DEAD');
 
 -- What a change of status changes stands together, before the payload: WAL has
--- what lies between the first and the last byte of a row that differ.
+-- what lies between the first and the last byte of a row that differ.  The
+-- order leaves no gaps, and what is mostly absent is empty: a single NULL
+-- would cost every version of the row eight bytes.
 CREATE TABLE outbox.log (
 	id uuid NOT NULL,
 	segment smallint NOT NULL,
 	lane smallint NOT NULL,
-	attempts int NOT NULL,
-	updated_at timestamptz NOT NULL,
+	op "char" NOT NULL DEFAULT '',	-- the captured row's, c, u or d; '' if sent
 	status "char" NOT NULL,
-	result text,
-	error text,
+	attempts smallint NOT NULL,		-- stays at the largest number it can hold
+	updated_at timestamptz NOT NULL,
+	result text NOT NULL DEFAULT '',
+	error text NOT NULL DEFAULT '',
 	topic text NOT NULL,
 	key text,
 	payload bytea,
-	headers jsonb
+	headers jsonb NOT NULL DEFAULT '{}'	-- without op
 ) PARTITION BY LIST (segment);
 
 COMMENT ON TABLE outbox.log IS
@@ -42,6 +45,10 @@ COMMENT ON TABLE outbox.log IS
 
 -- Sixteen segments, and one for what outlives its segment.  The status is in
 -- no index, on purpose: it keeps the updates of it HOT.
+--
+-- Half of a page is for the row's next versions.  Ids come in order, but for
+-- those of sessions that insert at the same moment: little room is enough for
+-- them in a page of the index.
 --
 -- A segment is truncated when it is old: VACUUM needn't freeze it before that,
 -- nor cut its end off, under a lock that is in the way of all.
@@ -52,7 +59,7 @@ BEGIN
 	FOR segment IN -1 .. 15 LOOP
 		name := CASE WHEN segment < 0 THEN 'log_kept' ELSE 'log_' || segment END;
 		EXECUTE format('CREATE TABLE outbox.%I PARTITION OF outbox.log
-						(PRIMARY KEY (id)) FOR VALUES IN (%L)
+						(PRIMARY KEY (id) WITH (fillfactor = 95)) FOR VALUES IN (%L)
 						WITH (fillfactor = 50%s)', name, segment,
 					   CASE WHEN segment >= 0 THEN ', vacuum_truncate = off,
 							toast.vacuum_truncate = off,
@@ -489,7 +496,8 @@ CREATE VIEW outbox.message AS
 	SELECT l.id, l.topic, l.key,
 		outbox.payload_text(l.payload) AS payload,
 		l.payload AS payload_bytes,
-		l.headers,
+		NULLIF(CASE WHEN l.op = '' THEN l.headers
+			   ELSE l.headers || pg_catalog.jsonb_build_object('op', l.op) END, '{}') AS headers,
 		CASE l.status
 			WHEN 'N' THEN 'NEW'::outbox.message_status
 			WHEN 'S' THEN 'SENT'::outbox.message_status
@@ -497,7 +505,7 @@ CREATE VIEW outbox.message AS
 			WHEN 'F' THEN 'FAILED'::outbox.message_status
 			WHEN 'D' THEN 'DEAD'::outbox.message_status
 		END AS status,
-		l.attempts, l.result, l.error,
+		l.attempts::int, NULLIF(l.result, '') AS result, NULLIF(l.error, '') AS error,
 		outbox.message_time(l.id) AS created_at,
 		l.updated_at
 	FROM outbox.log AS l;
@@ -669,7 +677,7 @@ CREATE VIEW outbox.topic AS
 CREATE VIEW outbox.held_key AS
 	SELECT h.topic, h.key,
 		CASE WHEN h.goes_on THEN 'going on' ELSE 'held' END AS state,
-		h.since AS held_since, h.id AS dead_id, l.error,
+		h.since AS held_since, h.id AS dead_id, NULLIF(l.error, '') AS error,
 		(SELECT pg_catalog.count(*) FROM outbox.key_waiting AS w
 		 WHERE w.hold = h.hold) AS waiting,
 		CASE WHEN NOT h.goes_on AND l.status = 'N'

@@ -210,7 +210,7 @@ INSERT INTO stored SELECT * FROM generate_series(1, 1000);
 SELECT count(*), count(DISTINCT l.id) AS ids, count(DISTINCT l.lane) AS lanes,
 	bool_and(l.segment = (('x' || substr(l.id::text, 20, 4))::bit(16)::int & 16383) >> 6) AS segment,
 	bool_and(l.tableoid = ('outbox.log_' || l.segment)::regclass) AS here,
-	bool_and(l.status = 'N' AND l.attempts = 0 AND l.result IS NULL AND l.error IS NULL) AS new,
+	bool_and(l.status = 'N' AND l.attempts = 0 AND l.op = 'c' AND l.result = '' AND l.error = '') AS new,
 	bool_and(substr(l.id::text, 15, 1) = '7' AND substr(l.id::text, 20, 1) IN ('8', '9', 'a', 'b')) AS version7,
 	bool_and(l.updated_at = outbox.message_time(l.id)) AS updated_at,
 	bool_and(l.updated_at BETWEEN now() - interval '1 minute' AND now() + interval '1 minute') AS time

@@ -114,10 +114,12 @@ add_headers(BridgeRecord *record, int *allocated, Jsonb *headers)
 }
 
 static void
-fill_headers(OutMessage *message, const char *id_text, Jsonb *headers)
+fill_headers(OutMessage *message, const char *id_text, TupleTableSlot *slot)
 {
 	BridgeRecord *record = &message->record;
 	const TopicConfig *config = message->config;
+	char		op = DatumGetChar(slot->tts_values[Anum_log_op - 1]);
+	Jsonb	   *headers = DatumGetJsonbPCopy(slot->tts_values[Anum_log_headers - 1]);
 	int			allocated = 0;
 
 	add_header(record, &allocated, "id", id_text, UUID_TEXT_LEN);
@@ -128,7 +130,9 @@ fill_headers(OutMessage *message, const char *id_text, Jsonb *headers)
 		add_header(record, &allocated, "kafka_replyTopic", config->result_topic,
 				   strlen(config->result_topic));
 	}
-	if (headers != NULL)
+	if (op != '\0')
+		add_header(record, &allocated, "op", pnstrdup(&op, 1), 1);
+	if (JB_ROOT_COUNT(headers) > 0)
 		add_headers(record, &allocated, headers);
 }
 
@@ -153,7 +157,6 @@ batch_fill_record(const Batch *batch, OutMessage *message, const LogRow *row)
 {
 	BridgeRecord *record = &message->record;
 	TupleTableSlot *slot = row->slot;
-	Jsonb	   *headers = NULL;
 	char	   *id_text = palloc(UUID_TEXT_LEN + 1);
 
 	uuid_text(&row->id, id_text);
@@ -182,7 +185,5 @@ batch_fill_record(const Batch *batch, OutMessage *message, const LogRow *row)
 		record->value = VARDATA(payload);
 		record->value_len = VARSIZE(payload) - VARHDRSZ;
 	}
-	if (!slot->tts_isnull[Anum_log_headers - 1])
-		headers = DatumGetJsonbPCopy(slot->tts_values[Anum_log_headers - 1]);
-	fill_headers(message, id_text, headers);
+	fill_headers(message, id_text, slot);
 }

@@ -34,7 +34,7 @@ typedef enum CaptureOp
 
 #define CAPTURE_OPS		(OP_DELETE + 1)
 
-static const char *const op_names[CAPTURE_OPS] = {"c", "u", "d"};
+static const char op_letters[CAPTURE_OPS] = {'c', 'u', 'd'};
 
 /* All that the trigger has to know for a row, in its own memory context */
 typedef struct CaptureSpec
@@ -48,7 +48,7 @@ typedef struct CaptureSpec
 	AttrNumber	key_attnum;
 	TextOutput	key_output;
 	bool		delete_as_tombstone;
-	Jsonb	   *headers[CAPTURE_OPS];
+	Jsonb	   *headers;
 	JsonRowWriter *row;
 } CaptureSpec;
 
@@ -242,8 +242,7 @@ capture_spec_build(Relation table, Trigger *trigger, MemoryContext context)
 	spec->topic_len = strlen(arguments->topic);
 	spec->owner = table->rd_rel->relowner;
 	spec->delete_as_tombstone = arguments->delete_as_tombstone;
-	for (int op = 0; op < CAPTURE_OPS; op++)
-		spec->headers[op] = headers_with_op(arguments->headers, op_names[op]);
+	spec->headers = arguments->headers;
 
 	spec->key_column = arguments->key;
 	spec->key_attnum = arguments->key_attnum;
@@ -298,7 +297,8 @@ capture_row(CaptureSpec *spec, CaptureOp op, TupleTableSlot *row)
 
 	message.topic = spec->topic;
 	message.topic_len = spec->topic_len;
-	message.headers = spec->headers[op];
+	message.op = op_letters[op];
+	message.headers = spec->headers;
 
 	/* The key comes second: a cast to json may use its output for other rows */
 	if (op != OP_DELETE || !spec->delete_as_tombstone)

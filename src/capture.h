@@ -22,6 +22,7 @@ typedef struct NewMessage
 	const char *key;			/* in the database's encoding, NULL for none */
 	int			key_len;
 	bytea	   *payload;		/* NULL for a tombstone */
+	char		op;				/* of a captured row: c, u or d; else 0 */
 	Jsonb	   *headers;		/* checked; NULL for none */
 	TimestampTz deliver_at;		/* not before; 0: at once */
 } NewMessage;
@@ -72,8 +73,8 @@ extern void headers_check(Jsonb *headers);
 /* Is there one named op, which captured messages have of their own? */
 extern bool headers_have_op(Jsonb *headers);
 
-/* A copy with op added; headers may be NULL */
-extern Jsonb *headers_with_op(Jsonb *headers, const char *op);
+/* An object without a field */
+extern Jsonb *headers_empty(void);
 
 /*
  * Headers of the extension's own messages, whose names may be reserved ones.

@@ -91,23 +91,6 @@ push_string(JsonbParseState **state, JsonbIteratorToken token, const char *strin
 	pushJsonbValue(state, token, &value);
 }
 
-Jsonb *
-headers_with_op(Jsonb *headers, const char *op)
-{
-	JsonbParseState *state = NULL;
-	Jsonb	   *with_op;
-
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_string(&state, WJB_KEY, "op");
-	push_string(&state, WJB_VALUE, op);
-	with_op = JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
-	if (headers == NULL)
-		return with_op;
-	return DatumGetJsonbP(DirectFunctionCall2(jsonb_concat,
-											  JsonbPGetDatum(headers),
-											  JsonbPGetDatum(with_op)));
-}
-
 /* ---------------------------------------------------------------------
  * Headers of our own
  * --------------------------------------------------------------------- */
@@ -156,4 +139,10 @@ Jsonb *
 headers_end(HeadersWriter *writer)
 {
 	return JsonbValueToJsonb(pushJsonbValue(&writer->state, WJB_END_OBJECT, NULL));
+}
+
+Jsonb *
+headers_empty(void)
+{
+	return headers_end(headers_begin());
 }

@@ -39,6 +39,8 @@ enum
  */
 static TupleTableSlot *log_slot = NULL;
 static IndexInfo *log_pkey_info = NULL;
+static text *no_text = NULL;
+static Jsonb *no_headers = NULL;
 
 static void remember_layout(const OpenTable *segment);
 static void check_size(const NewMessage *message);
@@ -68,6 +70,8 @@ remember_layout(const OpenTable *segment)
 	slot = MakeTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(segment->table)),
 							  &TTSOpsVirtual);
 	memset(slot->tts_isnull, true, slot->tts_tupleDescriptor->natts * sizeof(bool));
+	no_text = cstring_to_text("");
+	no_headers = headers_empty();
 	MemoryContextSwitchTo(old);
 
 	MemoryContextSetParent(context, TopMemoryContext);
@@ -124,10 +128,13 @@ fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment, int lane)
 
 	SET(Anum_log_id, UUIDPGetDatum(id));
 	SET(Anum_log_updated_at, TimestampTzGetDatum(message_id_timestamp(id)));
-	SET(Anum_log_attempts, Int32GetDatum(0));
+	SET(Anum_log_attempts, Int16GetDatum(0));
 	SET(Anum_log_segment, Int16GetDatum(segment));
 	SET(Anum_log_lane, Int16GetDatum(lane));
+	SET(Anum_log_op, CharGetDatum(message->op));
 	SET(Anum_log_status, CharGetDatum(STATUS_NEW));
+	SET(Anum_log_result, PointerGetDatum(no_text));
+	SET(Anum_log_error, PointerGetDatum(no_text));
 	SET(Anum_log_topic,
 		PointerGetDatum(cstring_to_text_with_len(message->topic, message->topic_len)));
 	SET_OR_NULL(Anum_log_key,
@@ -135,7 +142,7 @@ fill_slot(const NewMessage *message, const pg_uuid_t *id, int segment, int lane)
 																		message->key_len)) : 0,
 				message->key == NULL);
 	SET_OR_NULL(Anum_log_payload, PointerGetDatum(message->payload), message->payload == NULL);
-	SET_OR_NULL(Anum_log_headers, PointerGetDatum(message->headers), message->headers == NULL);
+	SET(Anum_log_headers, JsonbPGetDatum(message->headers ? message->headers : no_headers));
 
 #undef SET
 #undef SET_OR_NULL

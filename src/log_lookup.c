@@ -36,7 +36,7 @@ read_state(TupleTableSlot *slot, int segment, MessageState *state)
 	slot_getsomeattrs(slot, Anum_log_topic);
 	state->found = true;
 	state->status = DatumGetChar(slot->tts_values[Anum_log_status - 1]);
-	state->attempts = DatumGetInt32(slot->tts_values[Anum_log_attempts - 1]);
+	state->attempts = DatumGetInt16(slot->tts_values[Anum_log_attempts - 1]);
 	state->updated_at = DatumGetTimestampTz(slot->tts_values[Anum_log_updated_at - 1]);
 	state->topic = TextDatumGetCString(slot->tts_values[Anum_log_topic - 1]);
 	if (segment == OUTBOX_SEGMENT_KEPT)

@@ -124,7 +124,7 @@ read_row(LogScan *scan, SegmentScan *segment, LogRow *row)
 		row->place = slot->tts_tid;
 	row->clock = message_id_clock(&row->id);
 	row->updated_at = DatumGetTimestampTz(slot->tts_values[Anum_log_updated_at - 1]);
-	row->attempts = DatumGetInt32(slot->tts_values[Anum_log_attempts - 1]);
+	row->attempts = DatumGetInt16(slot->tts_values[Anum_log_attempts - 1]);
 	row->lane = DatumGetInt16(slot->tts_values[Anum_log_lane - 1]);
 	row->status = DatumGetChar(slot->tts_values[Anum_log_status - 1]);
 	row->slot = slot;

@@ -63,8 +63,8 @@ fetch_row(StatusUpdate *update, const pg_uuid_t *id, const ItemPointerData *plac
 static void
 set_text(TupleTableSlot *slot, AttrNumber column, const char *text)
 {
-	slot->tts_isnull[column - 1] = text == NULL;
-	slot->tts_values[column - 1] = text == NULL ? (Datum) 0 : CStringGetTextDatum(text);
+	slot->tts_isnull[column - 1] = false;
+	slot->tts_values[column - 1] = CStringGetTextDatum(text != NULL ? text : "");
 }
 
 /* The new version of the row that was fetched; its values stay where they are */
@@ -76,15 +76,15 @@ fill_changed(StatusUpdate *update, int number)
 	TupleTableSlot *row = update->row;
 	TupleTableSlot *changed = update->changed;
 	int			natts = row->tts_tupleDescriptor->natts;
-	int			attempts = DatumGetInt32(row->tts_values[Anum_log_attempts - 1]);
+	int			attempts = DatumGetInt16(row->tts_values[Anum_log_attempts - 1]) +
+		(update->change->count_attempt ? 1 : 0);
 
 	ExecClearTuple(changed);
 	memcpy(changed->tts_values, row->tts_values, natts * sizeof(Datum));
 	memcpy(changed->tts_isnull, row->tts_isnull, natts * sizeof(bool));
 	changed->tts_values[Anum_log_status - 1] = CharGetDatum(update->change->to);
 	changed->tts_values[Anum_log_updated_at - 1] = TimestampTzGetDatum(update->now);
-	changed->tts_values[Anum_log_attempts - 1] =
-		Int32GetDatum(attempts + (update->change->count_attempt ? 1 : 0));
+	changed->tts_values[Anum_log_attempts - 1] = Int16GetDatum(Min(attempts, OUTBOX_ATTEMPTS_MAX));
 	if (results != NULL || errors != NULL)
 	{
 		set_text(changed, Anum_log_result, results != NULL ? results[number] : NULL);

@@ -50,15 +50,18 @@ typedef enum MessageStatus
 	STATUS_DEAD = 'D'
 } MessageStatus;
 
+#define OUTBOX_ATTEMPTS_MAX 32767	/* outbox.log.attempts goes no further */
+
 /* Columns of outbox.log and of each of its segments */
 enum
 {
 	Anum_log_id = 1,
 	Anum_log_segment,
 	Anum_log_lane,
+	Anum_log_op,
+	Anum_log_status,
 	Anum_log_attempts,
 	Anum_log_updated_at,
-	Anum_log_status,
 	Anum_log_result,
 	Anum_log_error,
 	Anum_log_topic,

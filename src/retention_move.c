@@ -134,11 +134,11 @@ move_rows(const char *name, const pg_uuid_t *ids, int n, TimestampTz cutoff)
 	log_guard_expect_own();
 	values[0] = store_id_array(locked, nlocked);
 	store_execute(psprintf("WITH gone AS (DELETE FROM %s WHERE id = ANY ($1) RETURNING *)"
-						   " INSERT INTO outbox.log_kept (id, updated_at, attempts, segment,"
-						   "  lane, status, topic, key, payload, headers, result, error)"
-						   " SELECT id, updated_at, attempts, "
-						   CppAsString2(OUTBOX_SEGMENT_KEPT) ", lane, status, topic, key,"
-						   "  payload, headers, result, error FROM gone", name),
+						   " INSERT INTO outbox.log_kept (id, segment, lane, op, status,"
+						   "  attempts, updated_at, result, error, topic, key, payload, headers)"
+						   " SELECT id, " CppAsString2(OUTBOX_SEGMENT_KEPT) ", lane, op, status,"
+						   "  attempts, updated_at, result, error, topic, key, payload, headers"
+						   " FROM gone", name),
 				  1, ids_and_time, values, NULL);
 	return first;
 }

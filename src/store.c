@@ -31,6 +31,11 @@
 
 PG_FUNCTION_INFO_V1(outbox_change_status);
 
+/* Of every change of a status; $2 is the new one, $4 the attempts to add, $5 the time */
+#define CHANGED_COLUMNS \
+	"status = $2, updated_at = $5," \
+	" attempts = least(l.attempts + $4, " CppAsString2(OUTBOX_ATTEMPTS_MAX) ")"
+
 typedef struct SavedPlan
 {
 	uint64		hash;			/* of the statement; must be first */
@@ -180,21 +185,15 @@ store_id_array(const pg_uuid_t *ids, int n)
 	return PointerGetDatum(array);
 }
 
+/* NULL is an empty one */
 static Datum
 text_array(const char *const *texts, int n)
 {
 	Datum	   *datums = palloc(n * sizeof(Datum));
-	bool	   *nulls = palloc(n * sizeof(bool));
-	int			dims[1] = {n};
-	int			lower[1] = {1};
 
 	for (int i = 0; i < n; i++)
-	{
-		nulls[i] = texts == NULL || texts[i] == NULL;
-		datums[i] = nulls[i] ? (Datum) 0 : CStringGetTextDatum(texts[i]);
-	}
-	return PointerGetDatum(construct_md_array(datums, nulls, 1, dims, lower, TEXTOID,
-											  -1, false, TYPALIGN_INT));
+		datums[i] = CStringGetTextDatum(texts != NULL && texts[i] != NULL ? texts[i] : "");
+	return PointerGetDatum(construct_array(datums, n, TEXTOID, -1, false, TYPALIGN_INT));
 }
 
 static Datum
@@ -253,14 +252,12 @@ change_in_segment(int segment, const pg_uuid_t *ids, int n,
 	{
 		values[5] = text_array(change->results, n);
 		values[6] = text_array(change->errors, n);
-		sql = psprintf("UPDATE %s AS l SET status = $2, attempts = l.attempts + $4,"
-					   " updated_at = $5, result = n.result, error = n.error%s"
-					   " FROM unnest($1, $6, $7) AS n(id, result, error)"
+		sql = psprintf("UPDATE %s AS l SET " CHANGED_COLUMNS ", result = n.result,"
+					   " error = n.error%s FROM unnest($1, $6, $7) AS n(id, result, error)"
 					   " WHERE l.id = n.id AND l.status = ANY ($3) RETURNING l.id", name, lane);
 	}
 	else
-		sql = psprintf("UPDATE %s AS l SET status = $2, attempts = l.attempts + $4,"
-					   " updated_at = $5%s"
+		sql = psprintf("UPDATE %s AS l SET " CHANGED_COLUMNS "%s"
 					   " WHERE l.id = ANY ($1) AND l.status = ANY ($3) RETURNING l.id",
 					   name, lane);
 	changed = store_execute(sql, texts ? 7 : 5, types, values, NULL);

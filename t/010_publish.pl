@@ -272,6 +272,22 @@ subtest 'prepared transactions' => sub {
 		0, 'no range is left');
 };
 
+# Marked where it was read, and, where it is since it was moved, by the SQL that
+# marks such ones
+subtest 'attempts end at the largest number' => sub {
+	$kafka->create_topic('often', 1);
+	$node->safe_psql('postgres', "SELECT outbox.pause('often')");
+	my @ids = map { send_one('often', $_) } qw(here moved);
+	$node->safe_psql('postgres', qq(
+		UPDATE outbox.log SET attempts = 32767 WHERE topic = 'often';
+		UPDATE outbox.log SET segment = -1 WHERE id = '$ids[1]';
+		SELECT outbox.adopt(), outbox.resume('often')));
+	wait_for_sent('often', 2);
+	is($node->safe_psql('postgres',
+			"SELECT min(attempts), max(attempts) FROM outbox.message WHERE topic = 'often'"),
+		'32767|32767', 'and go no further');
+};
+
 subtest 'on the wire' => sub {
 	$kafka->create_topic('plain', 1);
 	$kafka->create_topic('asking', 7);

@@ -92,10 +92,10 @@ wait_for_value($node, 'restored', "SELECT status FROM outbox.message WHERE id = 
 my $dump = PostgreSQL::Test::Utils::tempdir . '/data';
 $node->safe_psql('restored', qq{
 	COPY (SELECT overlay(outbox.message_id_at(now() - interval '1 day')::text
-				PLACING '80c0' FROM 20), now(), 0, 3, lane, 'N', topic, key,
+				PLACING '80c0' FROM 20), now(), 0, 3, lane, op, 'N', topic, key,
 			payload, headers, result, error
 		FROM outbox.log) TO '$dump';
-	COPY outbox.log_3 (id, updated_at, attempts, segment, lane, status, topic, key, payload,
+	COPY outbox.log_3 (id, updated_at, attempts, segment, lane, op, status, topic, key, payload,
 			headers, result, error) FROM '$dump'});
 wait_for_value($node, 'restored',
 	"SELECT parked, state FROM outbox.stat, outbox.worker WHERE kind = 'publisher'",
