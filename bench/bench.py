@@ -18,7 +18,7 @@ import relay
 import report
 
 CASES = ("capture", "bulk", "drain", "latency", "acknowledge", "loop", "results",
-         "subscription", "rot", "snapshot", "idle", "wal")
+         "subscription", "rot", "snapshot", "hour", "idle", "wal")
 
 
 class Bench:

@@ -89,7 +89,7 @@ driver=
 
 if [ -s "$work/RESULTS.md" ]; then
 	cp "$work"/results/*.json "$target/results"
-	cp "$work"/*.svg "$work/RESULTS.md" "$target"
+	find "$work" -maxdepth 1 \( -name "*.svg" -o -name RESULTS.md \) -exec cp {} "$target" ";"
 	echo "written: $target/RESULTS.md"
 fi
 exit "$status"
