@@ -104,9 +104,11 @@ extern void partition_forget_bridge(Partition *partition);
 /* Looks soon whether the log is the one it was */
 extern void partition_verify_soon(Partition *partition);
 
-/* Does what is due; lowers *wake to when it wants to be called again */
-extern void partition_serve(Partition *partition, Bridge *bridge, TimestampTz now,
-							TimestampTz *wake);
+/*
+ * Does what is due for all partitions that the consumer has; lowers *wake to
+ * when it wants to be called again.
+ */
+extern void partitions_serve(Bridge *bridge, TimestampTz now, TimestampTz *wake);
 
 /* Takes an event with one of its tags */
 extern PartitionNews partition_event(Partition *partition, Bridge *bridge,

@@ -336,8 +336,6 @@ read_topics_serve(Bridge *bridge, TimestampTz now, TimestampTz *wake)
 	for (int i = 0; i < nread_topics; i++)
 	{
 		ReadTopic  *topic = topics[i];
-		Partition  *partition;
-		int			next = 0;
 
 		if (topic->ask_at <= now)
 		{
@@ -345,9 +343,8 @@ read_topics_serve(Bridge *bridge, TimestampTz now, TimestampTz *wake)
 			bridge_ask_topic(bridge, topic->name);
 		}
 		*wake = Min(*wake, topic->ask_at);
-		while ((partition = next_partition(topic, &next)) != NULL)
-			partition_serve(partition, bridge, now, wake);
 	}
+	partitions_serve(bridge, now, wake);
 }
 
 void
