@@ -50,6 +50,7 @@ static void send_hello(Bridge *bridge, const KafkaProperty *properties, int npro
 static void check_memory(Bridge *bridge);
 static void write_out(Bridge *bridge);
 static void end_command(Bridge *bridge);
+static void end_question(Bridge *bridge);
 
 static int64
 monotonic_ms(void)
@@ -361,6 +362,23 @@ end_command(Bridge *bridge)
 		write_out(bridge);
 }
 
+/* Goes with others in one piece: it wakes the bridge, and its answer us, once */
+static void
+end_question(Bridge *bridge)
+{
+	frame_end(&bridge->out);
+	check_memory(bridge);
+	if (frame_out_pending(&bridge->out) >= FRAME_GROUP)
+		bridge_push(bridge);
+}
+
+void
+bridge_push(Bridge *bridge)
+{
+	if (!bridge->closed)
+		write_out(bridge);
+}
+
 void
 bridge_flush(Bridge *bridge)
 {
@@ -410,7 +428,7 @@ bridge_watch(Bridge *bridge, uint32 tag, const char *topic, int32 partition,
 	put_string(&bridge->out, topic);
 	put_u32(&bridge->out, (uint32) partition);
 	put_u64(&bridge->out, (uint64) time);
-	end_command(bridge);
+	end_question(bridge);
 }
 
 void
@@ -422,7 +440,7 @@ bridge_consume(Bridge *bridge, uint32 tag, const char *topic, int32 partition,
 	put_string(&bridge->out, topic);
 	put_u32(&bridge->out, (uint32) partition);
 	put_u64(&bridge->out, (uint64) offset);
-	end_command(bridge);
+	end_question(bridge);
 }
 
 void
@@ -430,5 +448,5 @@ bridge_unconsume(Bridge *bridge, uint32 tag)
 {
 	frame_begin(&bridge->out, FRAME_UNCONSUME);
 	put_u32(&bridge->out, tag);
-	end_command(bridge);
+	end_question(bridge);
 }

@@ -173,6 +173,12 @@ extern void bridge_create_topic(Bridge *bridge, uint64 request, const char *topi
 /*---- consumer ----*/
 
 /*
+ * Sends what the next three have gathered, without blocking; bridge_pump does
+ * so too.  Call it before anything that takes long.
+ */
+extern void bridge_push(Bridge *bridge);
+
+/*
  * Queries the low and high watermark: BRIDGE_WATERMARKS or _PARTITION_ERROR.
  * time: also the offset of the first record at or after it, in milliseconds
  * since 1970; -1 if that isn't wanted.  Where there is none, it is the high

@@ -160,6 +160,7 @@ work(Worker *worker, TimestampTz *wake)
 	if (may_work && worker->bridge != NULL)
 	{
 		read_topics_serve(worker->bridge, GetCurrentTimestamp(), wake);
+		bridge_push(worker->bridge);
 		read_topics_show(worker);
 	}
 	else if (worker->brokers_up)

@@ -240,6 +240,10 @@ received_apply(Worker *worker)
 	if (n == 0 && !anything_to_save())
 		return;
 
+	/* others don't wait for what the handlers take */
+	if (worker->bridge != NULL)
+		bridge_push(worker->bridge);
+
 	/* read_topics_unload and the like find the batch empty */
 	batch.n = 0;
 	if (n == 0)

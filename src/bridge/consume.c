@@ -36,6 +36,7 @@ typedef struct Reading
 	rd_kafka_queue_t *queue;
 	int64_t		end;			/* of the log, as the last fetch saw it; -1: unknown */
 	int64_t		end_at;			/* when that was looked up */
+	int64_t		next;			/* behind the last record passed on; -1: none was */
 	rd_kafka_resp_err_t err;	/* last one reported */
 	int64_t		err_at;
 } Reading;
@@ -46,6 +47,7 @@ static int64_t refresh_at;
 
 static void end_reading(Reading *reading);
 static bool serve_reading(Reading *reading);
+static void caught_up(const Reading *reading, int64_t offset);
 static void serve_message(Reading *reading, const rd_kafka_message_t *message);
 static size_t headers_size(const rd_kafka_headers_t *headers, uint32_t *count);
 static void look_for_end(Reading *reading);
@@ -81,7 +83,7 @@ consume_start(uint32_t tag, const char *topic, int32_t partition, int64_t offset
 	reading = xalloc(sizeof(Reading));
 	reading->tag = tag;
 	reading->topic = known;
-	reading->end = -1;
+	reading->end = reading->next = -1;
 	reading->partition = partition;
 	reading->queue = rd_kafka_queue_new(client.rk);
 	rd_kafka_queue_io_event_enable(reading->queue, client.wakeup, &one, sizeof(one));
@@ -199,10 +201,9 @@ serve_reading(Reading *reading)
 			serve_message(reading, messages[i]);
 		else if (messages[i]->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
 		{
-			frame_begin(&client.out, FRAME_CAUGHT_UP);
-			put_u32(&client.out, reading->tag);
-			put_u64(&client.out, (uint64_t) messages[i]->offset);
-			frame_end(&client.out);
+			/* comes half a second after the last record, and is no news then */
+			if (messages[i]->offset != reading->next)
+				caught_up(reading, messages[i]->offset);
 		}
 		else
 		{
@@ -213,6 +214,15 @@ serve_reading(Reading *reading)
 		rd_kafka_message_destroy(messages[i]);
 	}
 	return n == MESSAGES_A_TURN;
+}
+
+static void
+caught_up(const Reading *reading, int64_t offset)
+{
+	frame_begin(&client.out, FRAME_CAUGHT_UP);
+	put_u32(&client.out, reading->tag);
+	put_u64(&client.out, (uint64_t) offset);
+	frame_end(&client.out);
 }
 
 static void
@@ -278,6 +288,7 @@ send_record(Reading *reading, const rd_kafka_message_t *message,
 	int64_t		timestamp = rd_kafka_message_timestamp(message, &type);
 
 	look_for_end(reading);
+	reading->next = message->offset + 1;
 	frame_item(&client.out, FRAME_RECORDS);
 	put_u32(&client.out, reading->tag);
 	put_string(&client.out, reading->topic->name);

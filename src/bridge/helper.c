@@ -5,45 +5,23 @@
  *
  * The main thread must answer a PING at any time, so that it may not wait for
  * a broker.  One thread asks for metadata, another for watermarks: a broker
- * that hangs while asked for the one must not delay the other.  Answers come
+ * that hangs while asked for the one must not delay the other.  Watermarks that
+ * the worker wants at the same time are asked for together.  Answers come
  * back through a list and the eventfd that the main thread sleeps on.
  *
  *-------------------------------------------------------------------------
  */
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "client.h"
+#include "question.h"
 
 /* How long another broker may take where one keeps silent */
 #define LEADER_TIMEOUT_MS	1000
-
-typedef struct Question
-{
-	struct Question *next;
-	Topic	   *topic;			/* metadata; NULL: are the brokers there? */
-	MetadataAnswer metadata;
-	int			nleaders;
-	LedPartition leaders[LEADERS_TRIED];
-	bool		watch;			/* watermarks */
-	uint32_t	tag;
-	char	   *topic_name;
-	int32_t		partition;
-	int64_t		time;			/* -1: not asked */
-	int64_t		low;
-	int64_t		high;
-	int64_t		at_time;
-	rd_kafka_resp_err_t err;
-} Question;
-
-typedef struct QuestionList
-{
-	Question   *first;
-	Question  **last;
-} QuestionList;
 
 typedef struct Helper
 {
@@ -56,31 +34,30 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static QuestionList answers = {NULL, &answers.first};
 static Helper metadata_helper;
 static Helper watch_helper;
+static QuestionList watches = {NULL, &watches.first};	/* to be asked; main thread only */
 static bool probing;			/* main thread only */
 static bool contacted;			/* metadata thread only */
 
-static void append(QuestionList *list, Question *question);
-static Question *remove_first(QuestionList *list);
 static void start_thread(Helper *helper, void (*answer) (Question *));
+static void take_questions(Helper *helper, QuestionList *taken);
+static void give_answers(QuestionList *list);
 static void *run(void *arg);
 static void ask(Helper *helper, Question *question);
+static void ask_watches(void);
 static void answer_metadata(Question *question);
 static bool another_answers(const Question *question);
-static void answer_watch(Question *question);
-static void find_time(Question *question);
 static void copy_metadata(MetadataAnswer *answer, const rd_kafka_metadata_topic_t *topic);
-static void report_watch(const Question *question);
 
-static void
-append(QuestionList *list, Question *question)
+void
+question_append(QuestionList *list, Question *question)
 {
 	question->next = NULL;
 	*list->last = question;
 	list->last = &question->next;
 }
 
-static Question *
-remove_first(QuestionList *list)
+Question *
+question_take(QuestionList *list)
 {
 	Question   *question = list->first;
 
@@ -118,32 +95,70 @@ helper_start(void)
 	pthread_sigmask(SIG_SETMASK, &all, &saved);
 	start_thread(&metadata_helper, answer_metadata);
 	if (client.role == BRIDGE_CONSUMER)
-		start_thread(&watch_helper, answer_watch);
+		start_thread(&watch_helper, watch_answer);
 	pthread_sigmask(SIG_SETMASK, &saved, NULL);
+}
+
+/* Waits for questions and takes one, the watch helper all that it can ask together */
+static void
+take_questions(Helper *helper, QuestionList *taken)
+{
+	Question   *question;
+
+	pthread_mutex_lock(&lock);
+	while ((question = question_take(&helper->questions)) == NULL)
+		pthread_cond_wait(&helper->wakeup, &lock);
+	question_append(taken, question);
+	for (int n = 1; helper == &watch_helper && n < QUESTIONS_TOGETHER; n++)
+	{
+		question = question_take(&helper->questions);
+		if (question == NULL)
+			break;
+		question_append(taken, question);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+/* Leaves the list empty */
+static void
+give_answers(QuestionList *list)
+{
+	const uint64_t one = 1;
+	Question   *question;
+
+	if (list->first == NULL)
+		return;
+	pthread_mutex_lock(&lock);
+	while ((question = question_take(list)) != NULL)
+		question_append(&answers, question);
+	pthread_mutex_unlock(&lock);
+	if (write(client.wakeup, &one, sizeof(one)) < 0)
+		errno = 0;				/* full: it is set, then */
 }
 
 static void *
 run(void *arg)
 {
 	Helper	   *helper = arg;
-	const uint64_t one = 1;
 
 	for (;;)
 	{
+		QuestionList questions = {NULL, &questions.first};
+		QuestionList answered = {NULL, &answered.first};
 		Question   *question;
 
-		pthread_mutex_lock(&lock);
-		while ((question = remove_first(&helper->questions)) == NULL)
-			pthread_cond_wait(&helper->wakeup, &lock);
-		pthread_mutex_unlock(&lock);
-
-		helper->answer(question);
-
-		pthread_mutex_lock(&lock);
-		append(&answers, question);
-		pthread_mutex_unlock(&lock);
-		if (write(client.wakeup, &one, sizeof(one)) < 0)
-			continue;			/* full: it is set, then */
+		take_questions(helper, &questions);
+		if (questions.first->next != NULL)
+		{
+			watch_answer_together(&questions, &answered);
+			give_answers(&answered);
+		}
+		while ((question = question_take(&questions)) != NULL)
+		{
+			helper->answer(question);
+			question_append(&answered, question);
+			give_answers(&answered);
+		}
 	}
 	return NULL;
 }
@@ -152,7 +167,7 @@ static void
 ask(Helper *helper, Question *question)
 {
 	pthread_mutex_lock(&lock);
-	append(&helper->questions, question);
+	question_append(&helper->questions, question);
 	pthread_cond_signal(&helper->wakeup);
 	pthread_mutex_unlock(&lock);
 }
@@ -178,7 +193,10 @@ helper_ask_anything(void)
 	ask(&metadata_helper, xalloc(sizeof(Question)));
 }
 
-/* Asks for a partition's watermarks and, unless -1, where a time begins */
+/*
+ * Asks for a partition's watermarks and, unless -1, where a time begins; at the
+ * latest when helper_serve is called.
+ */
 void
 helper_watch(uint32_t tag, const char *topic, int32_t partition, int64_t time)
 {
@@ -189,7 +207,21 @@ helper_watch(uint32_t tag, const char *topic, int32_t partition, int64_t time)
 	question->topic_name = xstrdup(topic);
 	question->partition = partition;
 	question->time = time;
-	ask(&watch_helper, question);
+	question_append(&watches, question);
+}
+
+static void
+ask_watches(void)
+{
+	Question   *question;
+
+	if (watches.first == NULL)
+		return;
+	pthread_mutex_lock(&lock);
+	while ((question = question_take(&watches)) != NULL)
+		question_append(&watch_helper.questions, question);
+	pthread_cond_signal(&watch_helper.wakeup);
+	pthread_mutex_unlock(&lock);
 }
 
 /*
@@ -284,69 +316,22 @@ copy_metadata(MetadataAnswer *answer, const rd_kafka_metadata_topic_t *topic)
 	}
 }
 
-/* Runs in the thread */
-static void
-answer_watch(Question *question)
-{
-	question->err = rd_kafka_query_watermark_offsets(client.rk, question->topic_name,
-													 question->partition,
-													 &question->low, &question->high,
-													 ANSWER_TIMEOUT_MS);
-	question->at_time = -1;
-	if (question->err == RD_KAFKA_RESP_ERR_NO_ERROR && question->time >= 0)
-		find_time(question);
-}
-
-/*
- * The end of the log must be known before: a record that comes between the two
- * questions is found by this one, or lies behind that end.
- */
-static void
-find_time(Question *question)
-{
-	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-	rd_kafka_topic_partition_t *asked;
-
-	asked = rd_kafka_topic_partition_list_add(list, question->topic_name, question->partition);
-	asked->offset = question->time;
-	question->err = rd_kafka_offsets_for_times(client.rk, list, ANSWER_TIMEOUT_MS);
-	if (question->err == RD_KAFKA_RESP_ERR_NO_ERROR)
-		question->err = asked->err;
-	question->at_time = asked->offset >= 0 ? asked->offset : question->high;
-	rd_kafka_topic_partition_list_destroy(list);
-}
-
-static void
-report_watch(const Question *question)
-{
-	if (question->err != RD_KAFKA_RESP_ERR_NO_ERROR)
-	{
-		consume_error(question->tag, question->err, -1, rd_kafka_err2str(question->err));
-		return;
-	}
-	frame_begin(&client.out, FRAME_WATERMARKS);
-	put_u32(&client.out, question->tag);
-	put_u64(&client.out, (uint64_t) question->low);
-	put_u64(&client.out, (uint64_t) question->high);
-	put_u64(&client.out, (uint64_t) question->at_time);
-	frame_end(&client.out);
-}
-
-/* Passes on the answers that have come */
+/* Asks what has gathered, and passes on the answers that have come */
 void
 helper_serve(void)
 {
+	ask_watches();
 	for (;;)
 	{
 		Question   *question;
 
 		pthread_mutex_lock(&lock);
-		question = remove_first(&answers);
+		question = question_take(&answers);
 		pthread_mutex_unlock(&lock);
 		if (question == NULL)
 			return;
 		if (question->watch)
-			report_watch(question);
+			watch_report(question);
 		else if (question->topic != NULL)
 			topic_answered(question->topic, &question->metadata);
 		else

@@ -97,7 +97,8 @@ typedef enum FrameType
 	 * the log as the last fetch saw it (-1: unknown), u64 timestamp, blob key, blob value, u32 number of headers, and for each
 	 * string name, blob value.
 	 *
-	 * CAUGHT_UP: u32 tag, u64 offset of the next record to come.
+	 * CAUGHT_UP: u32 tag, u64 offset of the next record to come.  Not said
+	 * where that is the one behind the last record passed on.
 	 *
 	 * PARTITION_ERROR: u32 tag, u8 class, u64 offset (-1: none), string
 	 * error, string text.
