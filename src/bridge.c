@@ -27,10 +27,15 @@
 
 #define BRIDGE_PROGRAM		"outbox_bridge"
 
-/* A ping is answered within this time, or the bridge is killed */
+/*
+ * A ping is answered within this time, or the bridge is killed.  Whoever speaks
+ * by itself needs none: an idle bridge does so often enough.
+ */
 #define PING_TIMEOUT_MS		5000
 #define PING_BUSY_MS		1000
 #define PING_IDLE_MS		10000
+
+StaticAssertDecl(PING_IDLE_MS > SIGN_OF_LIFE_MS, "an idle bridge needs no ping");
 
 /* Bytes read from the socket in one call, and held in all */
 #define READ_CHUNK			(1024 * 1024)
@@ -231,7 +236,10 @@ bridge_pump(Bridge *bridge)
 				 errmsg("out of memory"),
 				 errdetail("Failed while reading from the bridge.")));
 	if (bridge->in.end > before)
+	{
 		bridge->ping_pending = false;
+		bridge->heard = monotonic_ms();
+	}
 	if (io == FRAME_IO_CLOSED)
 		bridge->closed = true;
 }
@@ -240,6 +248,7 @@ long
 bridge_watchdog(Bridge *bridge, bool busy)
 {
 	int64		interval = busy ? PING_BUSY_MS : PING_IDLE_MS;
+	int64		silent;
 	int64		now;
 
 	bridge_pump(bridge);
@@ -258,7 +267,8 @@ bridge_watchdog(Bridge *bridge, bool busy)
 		bridge->hung = true;
 		return 0;
 	}
-	if (!bridge->ping_pending && now - bridge->ping_sent >= interval)
+	silent = now - Max(bridge->ping_sent, bridge->heard);
+	if (!bridge->ping_pending && silent >= interval)
 	{
 		frame_begin(&bridge->out, FRAME_PING);
 		put_u32(&bridge->out, ++bridge->ping_number);
@@ -269,7 +279,7 @@ bridge_watchdog(Bridge *bridge, bool busy)
 		bridge->ping_sent = now;
 		bridge->ping_waited = 0;
 	}
-	return bridge->ping_pending ? PING_BUSY_MS : interval - (now - bridge->ping_sent);
+	return bridge->ping_pending ? PING_BUSY_MS : interval - silent;
 }
 
 pid_t

@@ -138,9 +138,9 @@ extern bool bridge_has_input(const Bridge *bridge);
 extern bool bridge_next_event(Bridge *bridge, BridgeEvent *event);
 
 /*
- * Sends a PING when one is due and turns to BRIDGE_DIED (after SIGKILL) when
- * one wasn't answered for 5 s.  busy: the worker waits for outcomes, so a
- * ping is due every second rather than every ten.  Returns in how many
+ * Sends a PING when nothing came for too long, and turns to BRIDGE_DIED (after
+ * SIGKILL) when it wasn't answered for 5 s.  busy: the worker waits for
+ * outcomes, so that a second is too long, else ten are.  Returns in how many
  * milliseconds it wants to be called again.
  */
 extern long bridge_watchdog(Bridge *bridge, bool busy);

@@ -42,6 +42,7 @@ struct Bridge
 	uint32		ping_number;
 	bool		ping_pending;
 	int64		ping_sent;
+	int64		heard;			/* when something came last */
 	int64		ping_waited;	/* for how long we have been listening */
 	int64		watched;		/* last call of bridge_watchdog */
 };

@@ -44,12 +44,14 @@ Client		client;
 
 static FrameIn input;
 static int64_t last_pong;
+static int64_t last_said;		/* when the worker was told something */
 
 static void isolate(void);
 static void close_inherited(void);
 static void raise_oom_score(void);
 static void wait_for_work(bool more);
 static bool read_frames(void);
+static void send_pong(uint32_t number);
 static void handle_frame(FrameReader *frame);
 static void handle_create_or_consume(FrameReader *frame);
 static void write_frames(void);
@@ -182,6 +184,7 @@ wait_for_work(bool more)
 {
 	struct pollfd fds[2];
 	int			timeout = -1;
+	int64_t		quiet = last_said + SIGN_OF_LIFE_MS - now_ms();
 	uint64_t	count;
 
 	fds[0].fd = BRIDGE_FD;
@@ -199,6 +202,9 @@ wait_for_work(bool more)
 		timeout = client_tick(now_ms());
 	if (produce_blocked() && timeout != 0)
 		timeout = PONG_INTERVAL_MS / 2;
+
+	if (client.rk != NULL && (timeout < 0 || timeout > quiet))
+		timeout = quiet > 0 ? (int) quiet : 0;
 
 	if (poll(fds, 2, timeout) < 0 && errno != EINTR)
 		fatal("could not wait for events: %s", strerror(errno));
@@ -229,9 +235,7 @@ read_frames(void)
 		if (now_ms() - last_pong >= PONG_INTERVAL_MS)
 		{
 			last_pong = now_ms();
-			frame_begin(&client.out, FRAME_PONG);
-			put_u32(&client.out, 0);
-			frame_end(&client.out);
+			send_pong(0);
 		}
 		return false;
 	}
@@ -249,10 +253,16 @@ read_frames(void)
 }
 
 static void
+send_pong(uint32_t number)
+{
+	frame_begin(&client.out, FRAME_PONG);
+	put_u32(&client.out, number);
+	frame_end(&client.out);
+}
+
+static void
 handle_frame(FrameReader *frame)
 {
-	uint32_t	number;
-
 	if ((client.rk == NULL) != (frame->type == FRAME_HELLO))
 		fatal("received a frame of type %d where it doesn't belong", frame->type);
 
@@ -263,10 +273,7 @@ handle_frame(FrameReader *frame)
 			frame_in_forget(&input);
 			break;
 		case FRAME_PING:
-			number = get_u32(frame);
-			frame_begin(&client.out, FRAME_PONG);
-			put_u32(&client.out, number);
-			frame_end(&client.out);
+			send_pong(get_u32(frame));
 			break;
 		case FRAME_PRODUCE:
 			if (client.role != BRIDGE_PRODUCER)
@@ -340,6 +347,11 @@ static void
 write_frames(void)
 {
 	frame_end(&client.out);
+	if (client.rk != NULL && frame_out_pending(&client.out) == 0 &&
+		now_ms() - last_said >= SIGN_OF_LIFE_MS)
+		send_pong(0);
+	if (frame_out_pending(&client.out) > 0)
+		last_said = now_ms();
 	switch (frame_out_write(&client.out, BRIDGE_FD))
 	{
 		case FRAME_IO_CLOSED:

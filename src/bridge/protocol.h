@@ -24,6 +24,9 @@
 /* The bridge's end of the socket pair, its only descriptor beside 0 to 2 */
 #define BRIDGE_FD			3
 
+/* A bridge never keeps silent for longer */
+#define SIGN_OF_LIFE_MS		9000
+
 typedef enum FrameType
 {
 	/*
@@ -80,7 +83,8 @@ typedef enum FrameType
 	 * FATAL: string text.  The bridge ends after it, with status 1.
 	 *
 	 * PONG: u32 number of the PING; 0 unasked, as a sign of life while the
-	 * bridge reads no frames because it holds too many records.
+	 * bridge reads no frames because it holds too many records, or when it had
+	 * nothing else to say for SIGN_OF_LIFE_MS.
 	 *
 	 * OUTCOMES ...: u32 index, u8 class, u8 persisted, u32 partition, u32
 	 * partitions that the topic has (-1: unknown), u64 offset, string error,

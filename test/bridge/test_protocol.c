@@ -74,6 +74,8 @@ greetings(void)
 	send_tag(child, FRAME_PING, 12);
 	ok(expect(child, FRAME_PONG, 5000) && get_u32(&child->frame) == 12 && frame_done(&child->frame),
 	   "PING is answered");
+	ok(expect(child, FRAME_PONG, SIGN_OF_LIFE_MS + 2000) && get_u32(&child->frame) == 0,
+	   "a bridge with nothing to say says that it lives");
 	hello(child, BRIDGE_PROTOCOL, OUTBOX_BUILD);
 	refused(child, "a second HELLO", "doesn't belong");
 
