@@ -17,6 +17,7 @@ static void odd_records(void);
 static void send_watch(Child *child, uint32_t tag, const char *topic, int32_t partition,
 					   int64_t time);
 static void positions(void);
+static void together(void);
 static void tags(void);
 static void large_backlog(void);
 static void topic_news(void);
@@ -96,13 +97,20 @@ odd_records(void)
 }
 
 static void
-send_watch(Child *child, uint32_t tag, const char *topic, int32_t partition, int64_t time)
+put_watch(Child *child, uint32_t tag, const char *topic, int32_t partition, int64_t time)
 {
 	frame_begin(&child->out, FRAME_WATCH);
 	put_u32(&child->out, tag);
 	put_string(&child->out, topic);
 	put_u32(&child->out, (uint32_t) partition);
 	put_u64(&child->out, (uint64_t) time);
+	frame_end(&child->out);
+}
+
+static void
+send_watch(Child *child, uint32_t tag, const char *topic, int32_t partition, int64_t time)
+{
+	put_watch(child, tag, topic, partition, time);
 	child_send(child);
 }
 
@@ -141,6 +149,55 @@ positions(void)
 	send_watch(child, 6, "no.such.topic", 0, 0);
 	ok(expect(child, FRAME_PARTITION_ERROR, 10000) && get_u32(&child->frame) == 6,
 	   "so are watermarks that can't be had");
+	child_stop(child);
+}
+
+/* Reads answers to questions with the tags 1 to n; how many were what they should */
+static int
+right_answers(Child *child, int n, const int64_t *highs)
+{
+	int			right = 0;
+
+	for (int answers = 0; answers < n && child_read(child, 10000);)
+	{
+		bool		error = child->frame.type == FRAME_PARTITION_ERROR;
+		uint32_t	tag;
+
+		if (!error && child->frame.type != FRAME_WATERMARKS)
+			continue;
+		answers++;
+		tag = get_u32(&child->frame);
+		if (tag < 1 || (int) tag > n || error != (highs[tag - 1] < 0))
+			continue;
+		if (error || (get_u64(&child->frame) == 0 &&
+					  (int64_t) get_u64(&child->frame) == highs[tag - 1]))
+			right++;
+	}
+	return right;
+}
+
+/* Questions that come in one piece, one of them with no answer */
+static void
+together(void)
+{
+	static const int64_t highs[] = {3, 0, 5, 3, -1};
+	Child	   *child = child_hello('c', bootstraps, NULL);
+
+	fill("three", 3);
+	fill("five", 5);
+	rd_kafka_mock_topic_create(cluster, "empty", 2, 1);
+	for (int missing = 0; missing <= 1; missing++)
+	{
+		put_watch(child, 1, "three", 0, -1);
+		put_watch(child, 2, "empty", 1, -1);
+		put_watch(child, 3, "five", 0, missing ? 0 : -1);
+		put_watch(child, 4, "three", 0, -1);
+		if (missing)
+			put_watch(child, 5, "no.such.topic", 0, -1);
+		child_send(child);
+		ok(right_answers(child, 4 + missing, highs) == 4 + missing,
+		   "questions asked together%s", missing ? ", where one has no answer" : "");
+	}
 	child_stop(child);
 }
 
@@ -236,6 +293,7 @@ test_consume(void)
 {
 	odd_records();
 	positions();
+	together();
 	tags();
 	large_backlog();
 	topic_news();
