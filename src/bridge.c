@@ -443,13 +443,14 @@ bridge_watch(Bridge *bridge, uint32 tag, const char *topic, int32 partition,
 
 void
 bridge_consume(Bridge *bridge, uint32 tag, const char *topic, int32 partition,
-			   int64 offset)
+			   int64 offset, bool first_only)
 {
 	frame_begin(&bridge->out, FRAME_CONSUME);
 	put_u32(&bridge->out, tag);
 	put_string(&bridge->out, topic);
 	put_u32(&bridge->out, (uint32) partition);
 	put_u64(&bridge->out, (uint64) offset);
+	put_u8(&bridge->out, first_only);
 	end_question(bridge);
 }
 

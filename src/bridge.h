@@ -190,9 +190,10 @@ extern void bridge_watch(Bridge *bridge, uint32 tag, const char *topic,
 /*
  * Reads a partition from an offset on.  The tag comes back in every event
  * about it, so that what a stopped reading had still under way is told apart.
+ * first_only: it ends by itself with the first record.
  */
 extern void bridge_consume(Bridge *bridge, uint32 tag, const char *topic,
-						   int32 partition, int64 offset);
+						   int32 partition, int64 offset, bool first_only);
 
 /* Stops the reading with that tag; unknown tags are ignored */
 extern void bridge_unconsume(Bridge *bridge, uint32 tag);

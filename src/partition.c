@@ -158,10 +158,12 @@ partition_read_from(Partition *partition, Bridge *bridge, PartitionState state, 
 	reading_tag_drop(&partition->tag);
 	partition->tag = reading_tag_new(partition);
 	partition->state = state;
+	partition->first_only = state == PARTITION_ANCHOR &&
+		!partition_was_read_last(partition, offset);
 	if (state == PARTITION_ANCHOR)
 		partition->due = partition_in_ms(ANCHOR_TIMEOUT);
 	bridge_consume(bridge, partition->tag, partition->row.topic,
-				   partition->row.partition, offset);
+				   partition->row.partition, offset, partition->first_only);
 }
 
 PartitionNews

@@ -65,6 +65,7 @@ typedef struct Partition
 
 	/* what was asked of the bridge */
 	uint32		tag;			/* of the reading, 0: none */
+	bool		first_only;		/* that reading ends with its first record */
 	uint32		watch_tag;		/* of the question for watermarks, 0: none */
 	int64		watch_next;		/* next, and */
 	LogAnchor	candidate;		/* last, when that was asked */

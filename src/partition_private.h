@@ -37,6 +37,12 @@ extern TimestampTz partition_due(const Partition *partition);
 /* Begins a verification; a reading goes on meanwhile */
 extern void partition_watch(Partition *partition, Bridge *bridge);
 
+/*
+ * True if between the record at the offset and what is read next there is
+ * nothing but what isn't shown to readers.
+ */
+extern bool partition_was_read_last(const Partition *partition, int64 offset);
+
 /* The answer to partition_watch */
 extern void partition_take_watermarks(Partition *partition, Bridge *bridge,
 									  const BridgeEvent *event);

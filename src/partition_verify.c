@@ -58,7 +58,6 @@
 #define WATCH_TIMEOUT		300000
 
 static bool nearly_due(const Partition *partition, TimestampTz now);
-static bool was_read_last(const Partition *partition, int64 offset);
 static bool same_anchor(const LogAnchor *left, const LogAnchor *right);
 static void verified(Partition *partition, Bridge *bridge);
 static void lost(Partition *partition, Bridge *bridge, const char *why);
@@ -245,12 +244,8 @@ start_over(Partition *partition, Bridge *bridge)
 	verified(partition, bridge);
 }
 
-/*
- * True if between it and what is read next there is nothing but what isn't
- * shown to readers.
- */
-static bool
-was_read_last(const Partition *partition, int64 offset)
+bool
+partition_was_read_last(const Partition *partition, int64 offset)
 {
 	return partition->read == offset + 1 ||
 		(partition->read == partition->gap_to && partition->gap_from == offset + 1);
@@ -272,7 +267,7 @@ partition_take_anchor(Partition *partition, Bridge *bridge, const BridgeRecord *
 	else
 	{
 		/* what comes next is new, so this reading may go on */
-		if (was_read_last(partition, found.offset))
+		if (!partition->first_only && partition_was_read_last(partition, found.offset))
 			partition->state = PARTITION_READING;
 		verified(partition, bridge);
 	}

@@ -194,7 +194,7 @@ extern int	produce_tick(int64_t now);
 
 /*---- consume.c ----*/
 extern void consume_start(uint32_t tag, const char *topic, int32_t partition,
-						  int64_t offset);
+						  int64_t offset, bool first_only);
 extern void consume_stop(uint32_t tag);
 extern bool consume_serve(void);
 extern void consume_trouble(rd_kafka_t *rk, int err, const char *reason, void *opaque);

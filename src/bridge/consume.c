@@ -34,6 +34,7 @@ typedef struct Reading
 	Topic	   *topic;
 	int32_t		partition;
 	rd_kafka_queue_t *queue;
+	bool		first_only;		/* ends with the first record */
 	int64_t		end;			/* of the log, as the last fetch saw it; -1: unknown */
 	int64_t		end_at;			/* when that was looked up */
 	int64_t		next;			/* behind the last record passed on; -1: none was */
@@ -59,7 +60,8 @@ static void reading_error(Reading *reading, rd_kafka_resp_err_t err, int64_t off
 
 /* CONSUME */
 void
-consume_start(uint32_t tag, const char *topic, int32_t partition, int64_t offset)
+consume_start(uint32_t tag, const char *topic, int32_t partition, int64_t offset,
+			  bool first_only)
 {
 	Reading    *reading;
 	Reading    *next;
@@ -85,6 +87,7 @@ consume_start(uint32_t tag, const char *topic, int32_t partition, int64_t offset
 	reading->topic = known;
 	reading->end = reading->next = -1;
 	reading->partition = partition;
+	reading->first_only = first_only;
 	reading->queue = rd_kafka_queue_new(client.rk);
 	rd_kafka_queue_io_event_enable(reading->queue, client.wakeup, &one, sizeof(one));
 	if (offset < 0 ||
@@ -139,21 +142,21 @@ bool
 consume_serve(void)
 {
 	Reading    *last = TAILQ_LAST(&readings, ReadingList);
-	Reading    *reading;
+	bool		was_last = last == NULL;
 	bool		more = false;
 
-	if (last == NULL)
-		return false;
-	do
+	while (!was_last)
 	{
+		Reading    *reading = TAILQ_FIRST(&readings);
+
 		if (frame_out_pending(&client.out) > OUTPUT_MAX)
 			return false;
-		reading = TAILQ_FIRST(&readings);
+		was_last = reading == last;
 		TAILQ_REMOVE(&readings, reading, link);
 		TAILQ_INSERT_TAIL(&readings, reading, link);
 		if (serve_reading(reading))
 			more = true;
-	} while (reading != last);
+	}
 	return more;
 }
 
@@ -185,11 +188,12 @@ suspect(Topic *topic)
 	topic_ask(topic);
 }
 
-/* A turn of one reading, so that none starves another */
+/* A turn of one reading, so that none starves another; it may be its end */
 static bool
 serve_reading(Reading *reading)
 {
 	rd_kafka_message_t *messages[MESSAGES_A_TURN];
+	bool		ended = false;
 	ssize_t		n;
 
 	serving = reading;
@@ -197,8 +201,16 @@ serve_reading(Reading *reading)
 	serving = NULL;
 	for (ssize_t i = 0; i < n; i++)
 	{
+		if (ended)
+		{
+			rd_kafka_message_destroy(messages[i]);
+			continue;
+		}
 		if (messages[i]->err == RD_KAFKA_RESP_ERR_NO_ERROR)
+		{
 			serve_message(reading, messages[i]);
+			ended = reading->first_only;
+		}
 		else if (messages[i]->err == RD_KAFKA_RESP_ERR__PARTITION_EOF)
 		{
 			/* comes half a second after the last record, and is no news then */
@@ -213,7 +225,9 @@ serve_reading(Reading *reading)
 		}
 		rd_kafka_message_destroy(messages[i]);
 	}
-	return n == MESSAGES_A_TURN;
+	if (ended)
+		end_reading(reading);
+	return n == MESSAGES_A_TURN && !ended;
 }
 
 static void

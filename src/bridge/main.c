@@ -307,6 +307,7 @@ handle_create_or_consume(FrameReader *frame)
 	const char *topic;
 	int32_t		partition;
 	int64_t		offset;
+	bool		first_only;
 	int64_t		time;
 
 	if (frame->type == FRAME_CREATE_TOPIC)
@@ -331,8 +332,9 @@ handle_create_or_consume(FrameReader *frame)
 			topic = get_string(frame);
 			partition = (int32_t) get_u32(frame);
 			offset = (int64_t) get_u64(frame);
+			first_only = get_u8(frame) != 0;
 			if (frame_done(frame))
-				consume_start(tag, topic, partition, offset);
+				consume_start(tag, topic, partition, offset, first_only);
 			break;
 		case FRAME_UNCONSUME:
 			if (frame_done(frame))

@@ -14,7 +14,7 @@
 #ifndef OUTBOX_PROTOCOL_H
 #define OUTBOX_PROTOCOL_H
 
-#define BRIDGE_PROTOCOL		4
+#define BRIDGE_PROTOCOL		5
 
 /* Both ends are compiled with the same one; they refuse any other */
 #ifndef OUTBOX_BUILD
@@ -58,7 +58,8 @@ typedef enum FrameType
 	 * WATCH: u32 tag, string topic, u32 partition, u64 time (milliseconds since
 	 * 1970; -1: not asked).
 	 *
-	 * CONSUME: u32 tag, string topic, u32 partition, u64 offset.
+	 * CONSUME: u32 tag, string topic, u32 partition, u64 offset, u8 whether
+	 * the reading ends with the first record.
 	 *
 	 * UNCONSUME: u32 tag.
 	 */

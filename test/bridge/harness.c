@@ -358,13 +358,14 @@ send_tag(Child *child, uint8_t type, uint32_t tag)
 
 void
 send_consume(Child *child, uint32_t tag, const char *topic, int32_t partition,
-			 int64_t offset)
+			 int64_t offset, bool first_only)
 {
 	frame_begin(&child->out, FRAME_CONSUME);
 	put_u32(&child->out, tag);
 	put_string(&child->out, topic);
 	put_u32(&child->out, (uint32_t) partition);
 	put_u64(&child->out, (uint64_t) offset);
+	put_u8(&child->out, first_only);
 	child_send(child);
 }
 

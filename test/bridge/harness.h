@@ -98,7 +98,7 @@ extern int	read_outcomes(Child *child, Outcome *outcomes, int n);
 extern int	collect(Child *child, Outcome *outcomes, int n, int timeout_ms);
 extern bool next_record(Child *child, TestRecord *record, int timeout_ms);
 extern void send_consume(Child *child, uint32_t tag, const char *topic,
-						 int32_t partition, int64_t offset);
+						 int32_t partition, int64_t offset, bool first_only);
 extern void send_tag(Child *child, uint8_t type, uint32_t tag);
 extern void send_string(Child *child, uint8_t type, const char *value);
 

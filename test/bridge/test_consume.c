@@ -75,7 +75,7 @@ odd_records(void)
 	child_stop(child);
 
 	child = child_hello('c', bootstraps, NULL);
-	send_consume(child, 7, "odd", 0, 0);
+	send_consume(child, 7, "odd", 0, 0, false);
 	ok(next_record(child, &r, 10000) && r.tag == 7 && r.offset == 0 && r.partition == 0 &&
 	   strcmp(r.topic, "odd") == 0 && r.timestamp > 1500000000000,
 	   "a record comes back with tag, topic, partition, offset, timestamp");
@@ -90,7 +90,7 @@ odd_records(void)
 	   "repeated headers keep their order");
 	ok(r.header_value[2] == NULL && r.header_value[3] != NULL && r.header_len[3] == 0,
 	   "a null header isn't an empty one");
-	send_consume(child, 9, "odd", 0, 3);
+	send_consume(child, 9, "odd", 0, 3, false);
 	ok(expect(child, FRAME_CAUGHT_UP, 10000) && get_u32(&child->frame) == 9 &&
 	   get_u64(&child->frame) == 3, "the end of the partition is told, if no record told it");
 	child_stop(child);
@@ -132,18 +132,21 @@ positions(void)
 	   get_u64(&child->frame) == 0 && get_u64(&child->frame) == 100 &&
 	   get_u64(&child->frame) == 100 && frame_done(&child->frame),
 	   "a time behind the last record is the end");
-	send_consume(child, 2, "positions", 0, 98);
+	send_consume(child, 2, "positions", 0, 98, false);
 	ok(next_record(child, &r, 10000) && r.offset == 98 && r.end == 100,
 	   "reading starts where it is told to, and tells where the log ends");
-	send_consume(child, 3, "positions", 0, 100);
+	send_consume(child, 3, "positions", 0, 100, false);
 	ok(expect(child, FRAME_CAUGHT_UP, 10000) && get_u32(&child->frame) == 3,
 	   "reading at the end waits there");
-	send_consume(child, 4, "positions", 0, 500);
+	send_consume(child, 9, "positions", 0, 50, true);
+	ok(next_record(child, &r, 10000) && r.tag == 9 && r.offset == 50 &&
+	   !next_record(child, &r, 1500), "one record alone can be asked for");
+	send_consume(child, 4, "positions", 0, 500, false);
 	ok(expect(child, FRAME_PARTITION_ERROR, 10000) && get_u32(&child->frame) == 4 &&
 	   get_u8(&child->frame) == PARTITION_OFFSET_LOST, "a position behind the end is lost");
 	/* The mock cluster creates what it is asked for, unless told not to */
 	rd_kafka_mock_topic_set_error(cluster, "no.such.topic", RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
-	send_consume(child, 5, "no.such.topic", 0, 0);
+	send_consume(child, 5, "no.such.topic", 0, 0, false);
 	ok(expect(child, FRAME_PARTITION_ERROR, 10000) && get_u32(&child->frame) == 5 &&
 	   get_u8(&child->frame) == PARTITION_TOPIC_MISSING, "a missing topic is told");
 	send_watch(child, 6, "no.such.topic", 0, 0);
@@ -216,7 +219,7 @@ tags(void)
 	{
 		int64_t		start = (tag * 37) % 1900;
 
-		send_consume(child, tag, "tags", 0, start);
+		send_consume(child, tag, "tags", 0, start, false);
 		do
 		{
 			if (!next_record(child, &r, 10000))
@@ -263,7 +266,7 @@ large_backlog(void)
 
 	child = child_hello('c', bootstraps, NULL);
 	for (int32_t p = 0; p < 4; p++)
-		send_consume(child, (uint32_t) p, "backlog", p, 0);
+		send_consume(child, (uint32_t) p, "backlog", p, 0, false);
 	send_tag(child, FRAME_PING, 1);
 	poll(NULL, 0, 500);
 	while (n < 1000 && next_record(child, &r, 10000))
@@ -279,7 +282,7 @@ topic_news(void)
 	Child	   *child = child_hello('c', bootstraps, NULL);
 
 	fill("news", 1);
-	send_consume(child, 1, "news", 0, 0);
+	send_consume(child, 1, "news", 0, 0, false);
 	ok(expect(child, FRAME_RECORDS, 10000), "reading");
 	rd_kafka_mock_partition_set_leader(cluster, "news", 0, 1);
 	expect_topic(child, "news", 6000 / slow);

@@ -165,7 +165,7 @@ malformed(void)
 	refused(child, "a string without its end", "malformed");
 
 	child = child_hello('p', bootstraps, NULL);
-	send_consume(child, 1, "topic", 0, 0);
+	send_consume(child, 1, "topic", 0, 0, false);
 	refused(child, "CONSUME to a producer", "producer");
 
 	child = child_hello('c', bootstraps, NULL);
@@ -250,7 +250,7 @@ put_mutants(Child *child, char role)
 	put_string(&child->out, "many");
 	if (role == 'c')
 	{
-		send_consume(child, 1, "many", 0, 0);
+		send_consume(child, 1, "many", 0, 0, false);
 		send_tag(child, FRAME_UNCONSUME, 1);
 	}
 	frame_end(&child->out);
