@@ -41,6 +41,19 @@ StaticAssertDecl(PING_IDLE_MS > SIGN_OF_LIFE_MS, "an idle bridge needs no ping")
 #define READ_CHUNK			(1024 * 1024)
 #define INPUT_MAX			(16 * 1024 * 1024)
 
+/*
+ * The producer frees a whole batch's records before it takes the next one's: by
+ * default glibc's malloc keeps seven of a size at hand, and searches for the rest.
+ * Before 2.30 it can't count any further than 127.
+ */
+#define MALLOC_VARIABLE		"GLIBC_TUNABLES"
+#define MALLOC_SETTING		"glibc.malloc.tcache_count=20000"
+#ifdef __GLIBC_PREREQ
+#define MALLOC_IS_SETTABLE	__GLIBC_PREREQ(2, 30)
+#else
+#define MALLOC_IS_SETTABLE	0
+#endif
+
 /* What a frame and a record take beside the bytes they carry */
 #define RECORD_OVERHEAD		64
 #define HEADER_OVERHEAD		16
@@ -50,6 +63,7 @@ StaticAssertDecl(BRIDGE_PRODUCER == 'p' && BRIDGE_CONSUMER == 'c',
 
 static int64 monotonic_ms(void);
 static void program_path(char *path);
+static char **child_environment(const Bridge *bridge);
 static void spawn(Bridge *bridge, int child_sock);
 static void send_hello(Bridge *bridge, const KafkaProperty *properties, int nproperties);
 static void check_memory(Bridge *bridge);
@@ -83,6 +97,25 @@ program_path(char *path)
 	join_path_components(path, path[0] ? path : ".", BRIDGE_PROGRAM);
 }
 
+/* Our own, and for a producer how to allocate memory, unless that is said there */
+static char **
+child_environment(const Bridge *bridge)
+{
+	char	  **result;
+	int			n = 0;
+
+	if (!MALLOC_IS_SETTABLE || bridge->role != BRIDGE_PRODUCER ||
+		getenv(MALLOC_VARIABLE) != NULL)
+		return environ;
+	while (environ[n] != NULL)
+		n++;
+	result = MemoryContextAlloc(bridge->context, (n + 2) * sizeof(char *));
+	memcpy(result, environ, n * sizeof(char *));
+	result[n] = MALLOC_VARIABLE "=" MALLOC_SETTING;
+	result[n + 1] = NULL;
+	return result;
+}
+
 /*
  * Starts the program, with default signal handling: a worker's own is meant
  * for backends.  It stays in the worker's process group, so that a signal
@@ -111,7 +144,8 @@ spawn(Bridge *bridge, int child_sock)
 	posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
 	posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
 	posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0);
-	rc = posix_spawn(&bridge->pid, path, &actions, &attributes, argv, environ);
+	rc = posix_spawn(&bridge->pid, path, &actions, &attributes, argv,
+					 child_environment(bridge));
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attributes);
 	close(child_sock);
