@@ -359,6 +359,7 @@ void
 bridge_produce(Bridge *bridge, uint32 index, const BridgeRecord *record)
 {
 	FrameOut   *out = &bridge->out;
+	Size		start;
 	Size		size = RECORD_OVERHEAD + strlen(record->topic);
 
 	if (bridge->closed)
@@ -379,6 +380,7 @@ bridge_produce(Bridge *bridge, uint32 index, const BridgeRecord *record)
 	/* A large record gets a frame of its own, so that no frame is too long */
 	if (size >= FRAME_GROUP)
 		frame_end(out);
+	start = out->start;
 	frame_item(out, FRAME_PRODUCE);
 	put_u32(out, index);
 	put_string(out, record->topic);
@@ -392,8 +394,8 @@ bridge_produce(Bridge *bridge, uint32 index, const BridgeRecord *record)
 	}
 	check_memory(bridge);
 
-	/* Let the bridge begin while the batch is still being read */
-	if (frame_out_pending(out) >= FRAME_GROUP)
+	/* Let the bridge begin with a frame while the next one is being filled */
+	if (out->start != start)
 		write_out(bridge);
 }
 

@@ -26,8 +26,8 @@
 
 /* Longest frame either end accepts: type and body */
 #define FRAME_MAX			(64 * 1024 * 1024)
-/* A grouped frame takes no further item once it is this long */
-#define FRAME_GROUP			(256 * 1024)
+/* A grouped frame takes no further item once it is this long: a socket holds some */
+#define FRAME_GROUP			(64 * 1024)
 
 /* Frames on their way out */
 typedef struct FrameOut
