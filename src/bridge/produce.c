@@ -47,7 +47,8 @@ static bool batch_ended;
 static bool giving_up;			/* a purge isn't because of such a record */
 
 static void retry_waiting(WaitingList *list);
-static void produce_item(const unsigned char *item, size_t len, const Record *record);
+static void produce_item(const unsigned char *item, size_t len, const Record *record,
+						 int64_t now);
 static void produce_to(Topic *topic, int32_t partition, const unsigned char *item,
 					   size_t len, const Record *record);
 static bool trusted(const Topic *topic, const Record *record, int64_t now);
@@ -68,6 +69,8 @@ static void purge(int flags);
 void
 produce_frame(FrameReader *frame)
 {
+	int64_t		now = now_ms();
+
 	if (batch_ended && outstanding == 0 && waiting_bytes() == 0)
 	{
 		batch++;
@@ -85,7 +88,7 @@ produce_frame(FrameReader *frame)
 		if (no_room.first != NULL)
 			waiting_add(&no_room, item, len);
 		else
-			produce_item(item, len, &record);
+			produce_item(item, len, &record, now);
 	}
 }
 
@@ -119,6 +122,7 @@ retry_waiting(WaitingList *list)
 {
 	WaitingList again = {NULL, NULL};
 	Waiting    *waiting;
+	int64_t		now = now_ms();
 
 	if (list != &no_room && no_room.first != NULL)
 	{
@@ -132,7 +136,7 @@ retry_waiting(WaitingList *list)
 		Record		record;
 
 		record_read(&frame, &record);
-		produce_item(waiting->item, waiting->len, &record);
+		produce_item(waiting->item, waiting->len, &record, now);
 		free(waiting);
 	}
 	waiting_move(&again, &no_room);
@@ -140,10 +144,9 @@ retry_waiting(WaitingList *list)
 
 /* Produces a record, answers it, or lets it wait */
 static void
-produce_item(const unsigned char *item, size_t len, const Record *record)
+produce_item(const unsigned char *item, size_t len, const Record *record, int64_t now)
 {
 	Topic	   *topic = topic_get(record->topic);
-	int64_t		now = now_ms();
 
 	if (client.finished)
 		refuse(record->index, topic, -1, RD_KAFKA_RESP_ERR__FATAL);
