@@ -23,6 +23,9 @@
 #include "log_update.h"
 #include "relation.h"
 
+/* So many rows are changed between two calls of StatusChange.meanwhile */
+#define MEANWHILE_ROWS	500
+
 typedef struct StatusUpdate
 {
 	OpenTable	open;
@@ -142,6 +145,8 @@ log_update_status(int segment, const pg_uuid_t *ids, const ItemPointerData *plac
 			hit[i] = update_row(&update);
 		}
 		changed += hit[i];
+		if (change->meanwhile != NULL && i % MEANWHILE_ROWS == 0)
+			change->meanwhile(change->meanwhile_arg);
 	}
 	ExecDropSingleTupleTableSlot(update.changed);
 	ExecDropSingleTupleTableSlot(update.row);

@@ -15,9 +15,6 @@
 #include "store.h"
 #include "topic_admin.h"
 
-/* So many messages are marked before the bridge is seen to again */
-#define PUMP_MARKS		500
-
 static int
 compare_messages(const void *a, const void *b)
 {
@@ -56,18 +53,14 @@ mark(OutMessage **messages, int n, const StatusChange *change)
 	return store_change_status(ids, n, &placed, NULL);
 }
 
-/* The next batch is on its way to the bridge, which must not run dry meanwhile */
+/* The next batch is on its way to the bridge, which must not run dry */
 static void
-mark_sent(Worker *worker, OutMessage **sent, int n)
+feed_bridge(void *arg)
 {
-	StatusChange change = {.to = STATUS_SENT, .from = "N", .count_attempt = true};
+	Worker	   *worker = arg;
 
-	for (int done = 0; done < n; done += PUMP_MARKS)
-	{
-		if (worker->bridge != NULL)
-			bridge_pump(worker->bridge);
-		mark(sent + done, Min(n - done, PUMP_MARKS), &change);
-	}
+	if (worker->bridge != NULL)
+		bridge_pump(worker->bridge);
 }
 
 /*
@@ -137,13 +130,15 @@ static void
 write_sent(Publisher *publisher, const Batch *batch)
 {
 	Worker	   *worker = publisher->worker;
+	StatusChange change = {.to = STATUS_SENT, .from = "N", .count_attempt = true,
+	.meanwhile = feed_bridge, .meanwhile_arg = worker};
 	int			n;
 	OutMessage **sent = sorted_with_fate(batch, FATE_SENT, &n);
 	int			again = 0;
 
 	if (n > 0)
 		worker_bridge_proved(worker);
-	mark_sent(worker, sent, n);
+	mark(sent, n, &change);
 	schedule_recovery(&publisher->sweep, sent, n);
 	forget_delayed(sent, n);
 	for (int i = 0; i < n; i++)

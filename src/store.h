@@ -57,6 +57,9 @@ typedef struct StatusChange
 	const char *const *errors;	/* one a message, or NULL: unchanged */
 	const ItemPointerData *places;	/* where each row was read, invalid if not
 									 * in its own segment; or NULL */
+	void		(*meanwhile) (void *arg);	/* called between rows now and then, for
+											 * what can't wait for all; or NULL */
+	void	   *meanwhile_arg;
 } StatusChange;
 
 /*

@@ -5,8 +5,9 @@
  *
  * It is started by a worker with one end of a socket pair as descriptor 3,
  * and ends when that closes.  Nothing reaches it but frames, see protocol.h:
- * no arguments, and of the environment only what libraries look at.  It holds nothing that matters, so there is
- * no orderly end: whatever happens, the worker starts another.
+ * no arguments, and of the environment only what libraries look at.  It holds
+ * nothing that matters, so there is no orderly end: whatever happens, the
+ * worker starts another.
  *
  *-------------------------------------------------------------------------
  */
