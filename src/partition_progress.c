@@ -170,6 +170,7 @@ partition_begin_at(Partition *partition, int64 offset)
 {
 	partition->now.state.next = partition->read = offset;
 	partition->seen_end = 0;
+	partition->gap_from = partition->gap_to = 0;
 	partition->now.state.anchor.kind = ANCHOR_LOG_START;
 	partition->now.state.anchor.offset = partition->low;
 	partition->now.dirty = true;

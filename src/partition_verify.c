@@ -170,6 +170,7 @@ verified(Partition *partition, Bridge *bridge)
 		partition->now.dirty = true;
 	}
 	partition->unclear = 0;
+	partition->failures = 0;
 	if (partition->state != PARTITION_READING)
 		partition_read_from(partition, bridge, PARTITION_READING, partition->read);
 

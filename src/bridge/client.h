@@ -159,6 +159,7 @@ typedef struct LedPartition
 
 extern Topic *topic_get(const char *name);
 extern Topic *topic_first(void);
+extern int32_t topic_leader(const Topic *topic, int32_t partition);
 extern void topic_ask(Topic *topic);
 extern void topic_ask_for_worker(const char *name);
 extern void topic_answered(Topic *topic, MetadataAnswer *answer);

@@ -99,7 +99,29 @@ helper_start(void)
 	pthread_sigmask(SIG_SETMASK, &saved, NULL);
 }
 
-/* Waits for questions and takes one, the watch helper all that it can ask together */
+/* Those that can be asked together with the first one, under the lock */
+static void
+take_its_like(Helper *helper, const Question *first, QuestionList *taken)
+{
+	QuestionList others = {NULL, &others.first};
+	Question   *question;
+	int			n = 1;
+
+	while ((question = question_take(&helper->questions)) != NULL)
+	{
+		bool		alike = n < QUESTIONS_TOGETHER && question->leader == first->leader;
+
+		question_append(alike ? taken : &others, question);
+		n += alike;
+	}
+	while ((question = question_take(&others)) != NULL)
+		question_append(&helper->questions, question);
+}
+
+/*
+ * Waits for questions and takes one, the watch helper with it others that the
+ * same broker answers: one that hangs delays those of another once, not often.
+ */
 static void
 take_questions(Helper *helper, QuestionList *taken)
 {
@@ -109,13 +131,8 @@ take_questions(Helper *helper, QuestionList *taken)
 	while ((question = question_take(&helper->questions)) == NULL)
 		pthread_cond_wait(&helper->wakeup, &lock);
 	question_append(taken, question);
-	for (int n = 1; helper == &watch_helper && n < QUESTIONS_TOGETHER; n++)
-	{
-		question = question_take(&helper->questions);
-		if (question == NULL)
-			break;
-		question_append(taken, question);
-	}
+	if (helper == &watch_helper)
+		take_its_like(helper, question, taken);
 	pthread_mutex_unlock(&lock);
 }
 
@@ -206,6 +223,7 @@ helper_watch(uint32_t tag, const char *topic, int32_t partition, int64_t time)
 	question->tag = tag;
 	question->topic_name = xstrdup(topic);
 	question->partition = partition;
+	question->leader = topic_leader(topic_get(topic), partition);
 	question->time = time;
 	question_append(&watches, question);
 }
@@ -273,12 +291,10 @@ another_answers(const Question *question)
 	for (int i = 0; i < question->nleaders && question->nleaders > 1; i++)
 	{
 		const LedPartition *led = &question->leaders[i];
-		int64_t		low;
-		int64_t		high;
+		int64_t		end;
 		rd_kafka_resp_err_t err;
 
-		err = rd_kafka_query_watermark_offsets(client.rk, led->topic, led->partition,
-											   &low, &high, LEADER_TIMEOUT_MS);
+		err = watch_find(led->topic, led->partition, RD_KAFKA_OFFSET_END, LEADER_TIMEOUT_MS, &end);
 		if (err == RD_KAFKA_RESP_ERR_NO_ERROR || err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED)
 			return true;
 	}

@@ -25,6 +25,7 @@ typedef struct Question
 	uint32_t	tag;
 	char	   *topic_name;
 	int32_t		partition;
+	int32_t		leader;			/* -1: not known */
 	int64_t		time;			/* -1: not asked */
 	int64_t		low;
 	int64_t		high;
@@ -46,11 +47,22 @@ extern Question *question_take(QuestionList *list);
 
 /*---- watch.c ----*/
 
-/* Moves those to the other list that could be answered at once; blocks */
+/*
+ * Moves those to the other list that could be answered at once, or can't be as
+ * their leader keeps silent; blocks.  All are of one leader.
+ */
 extern void watch_answer_together(QuestionList *questions, QuestionList *answered);
 
 /* Answers one of them; blocks */
 extern void watch_answer(Question *question);
+
+/*
+ * Where a partition's log has its first record at or after a time, or begins
+ * or ends (RD_KAFKA_OFFSET_*).  Blocks for the timeout at most, which
+ * rd_kafka_query_watermark_offsets heeds in no librdkafka before 2.3.
+ */
+extern rd_kafka_resp_err_t watch_find(const char *topic, int32_t partition, int64_t time,
+									  int timeout_ms, int64_t *offset);
 
 /* Tells the worker */
 extern void watch_report(const Question *question);

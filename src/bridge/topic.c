@@ -220,6 +220,13 @@ topic_report_error(const Topic *topic, rd_kafka_resp_err_t err)
 	frame_end(&client.out);
 }
 
+/* -1: none, or none that is known */
+int32_t
+topic_leader(const Topic *topic, int32_t partition)
+{
+	return partition < topic->npartitions ? topic->partitions[partition].leader : -1;
+}
+
 /*
  * Partitions of different leaders, max at most: a question about one of them
  * is put to that broker.  First those of which no answer is awaited.

@@ -18,6 +18,7 @@ static void send_watch(Child *child, uint32_t tag, const char *topic, int32_t pa
 					   int64_t time);
 static void positions(void);
 static void together(void);
+static void dead_leader(void);
 static void tags(void);
 static void large_backlog(void);
 static void topic_news(void);
@@ -204,6 +205,45 @@ together(void)
 	child_stop(child);
 }
 
+/* What a broker that is gone leads has no answer, and holds up no other for long */
+static void
+dead_leader(void)
+{
+	static const int64_t highs[] = {-1, -1, 0};
+	static const int64_t again[] = {0, 0, 0};
+	Child	   *child = child_hello('c', bootstraps, NULL);
+
+	rd_kafka_mock_topic_create(cluster, "led", 3, 2);
+	for (int partition = 0; partition < 3; partition++)
+		rd_kafka_mock_partition_set_leader(cluster, "led", partition, partition < 2 ? 2 : 1);
+	send_string(child, FRAME_ASK_TOPIC, "led");
+	expect_topic(child, "led", 10000);
+	rd_kafka_mock_broker_set_down(cluster, 2);
+	for (int alone = 0; alone <= 1; alone++)
+	{
+		/* a time is asked for alone */
+		put_watch(child, 1, "led", 0, alone ? 0 : -1);
+		put_watch(child, 2, "led", 1, alone ? 0 : -1);
+		put_watch(child, 3, "led", 2, -1);
+		child_send(child);
+		ok(right_answers(child, 3, highs) == 3, "a leader that is gone holds up no question%s",
+		   alone ? " that is asked alone" : "");
+	}
+	rd_kafka_mock_broker_set_up(cluster, 2);
+	for (int tries = 0, right = 0; right < 3; tries++)
+	{
+		for (int partition = 0; partition < 3; partition++)
+			put_watch(child, partition + 1, "led", partition, -1);
+		child_send(child);
+		right = right_answers(child, 3, again);
+		if (right == 3 || tries == 10)
+			ok(right == 3, "until it is back");
+		if (tries == 10)
+			break;
+	}
+	child_stop(child);
+}
+
 /* A reading that was stopped leaves nothing behind for a later one */
 static void
 tags(void)
@@ -297,6 +337,7 @@ test_consume(void)
 	odd_records();
 	positions();
 	together();
+	dead_leader();
 	tags();
 	large_backlog();
 	topic_news();
