@@ -1189,12 +1189,12 @@ BEGIN
 			FROM outbox.log AS l
 			WHERE l.topic = resend.topic AND l.status IN ('S', 'D')
 				AND l.id >= outbox.message_id_at(since) AND l.id < outbox.message_id_at(until)
-			ORDER BY l.id
+			ORDER BY l.segment < 0, l.id	-- as everybody locks them
 	LOOP
 		CONTINUE WHEN NOT outbox.change_status(message.id,
 											   message.status::outbox.message_status, 'NEW');
 		resent := resent + 1;
-		first_id := coalesce(first_id, message.id);
+		first_id := least(first_id, message.id);
 	END LOOP;
 
 	-- the sweep of the last lane goes back there, as for a prepared transaction

@@ -218,6 +218,7 @@ lock_messages(const ResultGroup *groups, int ngroups)
 {
 	pg_uuid_t  *ids = palloc(ngroups * sizeof(pg_uuid_t));
 	int			n = 0;
+	int			locked = 0;
 	int			end;
 
 	for (int i = 0; i < ngroups; i++)
@@ -231,9 +232,10 @@ lock_messages(const ResultGroup *groups, int ngroups)
 
 		for (end = start + 1; end < n && message_id_segment(&ids[end]) == segment;)
 			end++;
-		if (lock_in_segment(segment, ids + start, end - start) < end - start)
-			(void) lock_in_segment(OUTBOX_SEGMENT_KEPT, ids + start, end - start);
+		locked += lock_in_segment(segment, ids + start, end - start);
 	}
+	if (locked < n)
+		(void) lock_in_segment(OUTBOX_SEGMENT_KEPT, ids, n);
 }
 
 static int

@@ -309,7 +309,7 @@ change_rest(int segment, const pg_uuid_t *ids, int n, const StatusChange *change
 	return changed;
 }
 
-/* Where a row was read, in its segment, or, if it was moved, in segment -1 */
+/* In the segment that their ids name: where a row was read, or else anywhere in it */
 static int
 change_at_home(int segment, const pg_uuid_t *ids, int n, const StatusChange *change, bool *hit)
 {
@@ -322,8 +322,6 @@ change_at_home(int segment, const pg_uuid_t *ids, int n, const StatusChange *cha
 		done = change_in_segment(segment, ids, n, change, hit);
 	else if (done < n)
 		done += change_rest(segment, ids, n, change, hit);
-	if (done < n)
-		done += change_rest(OUTBOX_SEGMENT_KEPT, ids, n, change, hit);
 	return done;
 }
 
@@ -356,6 +354,10 @@ store_change_status(const pg_uuid_t *ids, int n, const StatusChange *change, boo
 			part.places = change->places + start;
 		total += change_at_home(segment, ids + start, end - start, &part, hit + start);
 	}
+
+	/* segment -1 comes last, for all of them: the order of locks */
+	if (total < n)
+		total += change_rest(OUTBOX_SEGMENT_KEPT, ids, n, change, hit);
 	if (change->to == STATUS_DEAD && total > 0)
 		owed_calls_for_dead(ids, hit, n);
 	for (int i = 0; i < n; i++)

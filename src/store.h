@@ -64,9 +64,9 @@ typedef struct StatusChange
 
 /*
  * Changes the status of the messages whose status is one of change->from, in
- * the segment their id names or else in segment -1; ids ascending.  Returns
- * how many; changed (if not NULL) tells which.  Asserts that the status table
- * knows each transition.
+ * the segment their id names or else in segment -1; ids ascending.  Locks
+ * them in this order, those in segment -1 last.  Returns how many; changed (if
+ * not NULL) tells which.  Asserts that the status table knows each transition.
  */
 extern int	store_change_status(const pg_uuid_t *ids, int n,
 								const StatusChange *change, bool *changed);
