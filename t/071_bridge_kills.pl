@@ -170,10 +170,11 @@ sub replace_program
 {
 	my ($contents) = @_;
 
-	# a new file: the one that runs can't be written to
-	rename($program, "$program.old") or die "$program: $!";
-	append_to_file($program, $contents);
-	chmod(oct(755), $program) or die "$program: $!";
+	# A new file, since the one that runs can't be written to, and in one step:
+	# a worker may start it at any time.
+	append_to_file("$program.new", $contents);
+	chmod(oct(755), "$program.new") or die "$program.new: $!";
+	rename("$program.new", $program) or die "$program: $!";
 	return;
 }
 
