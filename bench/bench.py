@@ -88,7 +88,8 @@ def run_case(bench, name):
     result.update(
         case=name, title=module.__doc__.strip().splitlines()[0].rstrip("."),
         what="\n".join(module.__doc__.strip().splitlines()[1:]).strip(),
-        when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began)), runs=bench.runs,
+        when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began)),
+        runs=result.get("runs", bench.runs),
         quick=bench.quick, seconds=time.time() - began, load=f"{load:.1f}",
         machine=machine.describe(bench))
     with open(f"{bench.work}/results/{name}.json", "w") as file:

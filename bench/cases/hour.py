@@ -65,4 +65,4 @@ def run(bench):
                                     / results["as many as in a quarter, at once"][metric]]}
                         for what, metric in (("tables", "table_bytes"),
                                              ("indexes", "index_bytes"))],
-            "sizes": f"{RATE:,}/s for {seconds} s, one run"}
+            "sizes": f"{RATE:,}/s for {seconds} s", "runs": 1}

@@ -119,4 +119,5 @@ def run(bench):
             "figures": [{"figure": "orders confirmed a second", "values": result["rate"]},
                         {"figure": "CPU a message, µs", "values": result["cpu_us"]}],
             "notes": [f"{limit} Here " + (f"{reason}." if reason else "the backlog stayed flat.")],
-            "sizes": f"{rate}/s for {seconds} s, {CLIENTS} clients, one run; autovacuum on"}
+            "sizes": f"{rate}/s for {seconds} s, {CLIENTS} clients; autovacuum on",
+            "runs": 1}

@@ -150,4 +150,4 @@ def run(bench):
                   {"figure": f"{way}: drain, CPU a message, held to none",
                    "values": figures.ratios(results, "cpu_us", held, none)}]
     return {"results": results, "plots": ["cpu_us"], "figures": found,
-            "sizes": f"{seconds} s at {RATE:,}/s, then {n:,} at once; {runs} runs"}
+            "sizes": f"{seconds} s at {RATE:,}/s, then {n:,} at once", "runs": runs}

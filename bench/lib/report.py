@@ -89,8 +89,8 @@ def case_table(results):
 
 def case_section(case, work):
     lines = [f"## {case['title']}", "", case["what"], "",
-             f"{case['sizes']}; {case['runs']} runs; measured {case['when']},"
-             f" load before {case['load']}.", ""]
+             f"{case['sizes']}; {case['runs']} run{'' if case['runs'] == 1 else 's'}; measured"
+             f" {case['when']}, load before {case['load']}.", ""]
     lines += case_table(case["results"])
     if case["figures"]:
         lines += ["", "| ratio | median (min to max) |", "|---|---|"]
