@@ -165,10 +165,19 @@ SKIP:
 		if $ENV{GLIBC_TUNABLES} || `getconf GNU_LIBC_VERSION 2>&1` !~ /^glibc/;
 	my $setting = qr/\bGLIBC_TUNABLES=glibc\.malloc\.tcache_count=\d/;
 
-	like(slurp_file('/proc/' . worker('publisher', 'bridge_pid') . '/environ'), $setting,
-		"a publisher's bridge keeps memory at hand");
-	unlike(slurp_file('/proc/' . worker('consumer', 'bridge_pid') . '/environ'), $setting,
-		"a consumer's doesn't");
+	my %environment;
+
+	# one may wait to be started again
+	foreach my $kind (qw(publisher consumer))
+	{
+		wait_until("the $kind\'s bridge", sub {
+			my $pid = worker($kind, 'bridge_pid');
+			open(my $file, '<', "/proc/$pid/environ") or return 0;
+			$environment{$kind} = <$file>;
+		});
+	}
+	like($environment{publisher}, $setting, "a publisher's bridge keeps memory at hand");
+	unlike($environment{consumer}, $setting, "a consumer's doesn't");
 }
 
 # what was sent proves the publisher's bridge
