@@ -165,19 +165,6 @@ sub worker
 	confirmed();
 }
 
-# A program that isn't the bridge, in its place
-sub replace_program
-{
-	my ($contents) = @_;
-
-	# A new file, since the one that runs can't be written to, and in one step:
-	# a worker may start it at any time.
-	append_to_file("$program.new", $contents);
-	chmod(oct(755), "$program.new") or die "$program.new: $!";
-	rename("$program.new", $program) or die "$program: $!";
-	return;
-}
-
 # A program that says something, and then nothing
 sub talker
 {
@@ -212,20 +199,20 @@ sub new_bridges_are_refused
 	my $other = $build =~ tr/0-9/1-90/r;
 
 	is((() = $original =~ /\Q$build\E/g), 1, 'the bridge knows its build');
-	replace_program($original =~ s/\Q$build\E/$other/r);
+	replace_program($program, $original =~ s/\Q$build\E/$other/r);
 	new_bridges_are_refused('a bridge of another build', qr/is of build $other, .* of build $build/);
 
 	# what it would say itself, if it didn't look
 	my $welcome = join('', "\x41", pack('V', 1),
 		map { pack('V', length) . "$_\0" } ($other, '2.0.2', ''));
 
-	replace_program(talker(pack('V', length $welcome) . $welcome));
+	replace_program($program, talker(pack('V', length $welcome) . $welcome));
 	new_bridges_are_refused('a bridge that says so', qr/killed, since it is of build $other/);
-	replace_program(talker(join('', map { chr(int(rand(256))) } 1 .. 100_000)));
+	replace_program($program, talker(join('', map { chr(int(rand(256))) } 1 .. 100_000)));
 	new_bridges_are_refused('what speaks another language',
 		qr/killed, since it (sent|didn't answer HELLO)/);
 
-	replace_program($original);
+	replace_program($program, $original);
 	confirmed();
 	is(worker($_, 'restarts'), 0, "the $_ itself went on") foreach (qw(publisher consumer));
 }

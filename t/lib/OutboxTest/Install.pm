@@ -9,7 +9,7 @@ OutboxTest::Install - a private copy of the installed PostgreSQL
 
   my $install = private_install();
   my $node = PostgreSQL::Test::Cluster->new('main', install_path => $install->{path});
-  ... replace "$install->{pkglibdir}/outbox_bridge" ...
+  replace_program("$install->{pkglibdir}/outbox_bridge", $contents);
 
 =head1 DESCRIPTION
 
@@ -30,7 +30,7 @@ use File::Copy qw(copy);
 use File::Path qw(mkpath);
 use PostgreSQL::Test::Utils ();
 
-our @EXPORT = qw(private_install);
+our @EXPORT = qw(private_install replace_program);
 
 sub private_install
 {
@@ -67,6 +67,18 @@ sub private_install
 		bindir => "$root$dir{bindir}",
 		pkglibdir => "$root$dir{pkglibdir}",
 	};
+}
+
+# Another program in the place of one.  A new file, since one that runs can't be
+# written to, and in one step: a worker may start it at any time.
+sub replace_program
+{
+	my ($program, $contents) = @_;
+
+	PostgreSQL::Test::Utils::append_to_file("$program.new", $contents);
+	chmod(oct(755), "$program.new") or die "$program.new: $!";
+	rename("$program.new", $program) or die "$program: $!";
+	return;
 }
 
 sub _copy
